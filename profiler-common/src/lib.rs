@@ -1,0 +1,81 @@
+//! The binary interface between the kernel side and the daemon.
+//!
+//! In: nothing. Out: the records that travel through the ring buffer, the values that the daemon puts into BPF
+//! maps, and the constants both sides must agree on. Plain `repr(C)` data with size assertions; a change of any
+//! layout bumps [`ABI_VERSION`], which the daemon compares with the object's before it attaches anything.
+//!
+//! `pid` is always the process (the kernel's tgid), `tid` the thread (the kernel's pid). Times are nanoseconds of
+//! `CLOCK_MONOTONIC`, as `bpf_ktime_get_ns` gives them.
+#![no_std]
+
+mod record;
+mod target;
+
+pub use record::*;
+pub use target::*;
+
+/// Version of every layout in this crate.
+pub const ABI_VERSION: u32 = 1;
+
+/// What the kernel side counts, one slot each of the per-CPU array `STATS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    /// Samples of a target's thread written to the ring.
+    SamplesEmitted = 0,
+    /// Samples of a target's thread that was in no request; no stack is taken for them.
+    SamplesOutsideRequest = 1,
+    /// Samples lost because the ring was full, or too full to spend on samples.
+    SamplesLostRing = 2,
+    /// A sample interrupted another walk on the same CPU and was given up.
+    SamplesLostNested = 3,
+    /// Requests the kernel side saw begin, whether or not their record reached the ring.
+    RequestsStarted = 4,
+    /// Connection records (data, accept, close) lost because the ring was full.
+    BoundaryLostRing = 5,
+    /// Process records (fork, exec, exit) lost because the ring was full.
+    ProcessLostRing = 6,
+    /// No room in `CONNECTIONS`.
+    ConnectionsFull = 7,
+    /// No room in `ACTIVE`.
+    ActiveFull = 8,
+    /// No room in `TARGETS` for a forked child.
+    TargetsFull = 9,
+    /// The bytes of a head could not be read from the process.
+    HeadReadFault = 10,
+    /// More pipelined heads in one transfer than are looked for.
+    PipelineOverflow = 11,
+    /// Python frames could not be read (paged out, or not what they should be).
+    PythonFault = 12,
+    /// The thread has no Python thread state (a native thread, or one that is starting or ending).
+    PythonNoState = 13,
+    /// Stacks cut at the frame limit.
+    StackTruncated = 14,
+    /// A boundary probe interrupted another on the same CPU and was given up.
+    BoundaryLostNested = 15,
+}
+
+/// Number of slots in `STATS`.
+pub const STAT_COUNT: u32 = 16;
+
+/// Bits of `Header::flags` and of the record-specific flag words.
+pub mod flags {
+    /// The stack was cut at the frame limit.
+    pub const TRUNCATED: u16 = 1 << 0;
+    /// Python frames were expected but could not be read.
+    pub const PYTHON_FAULT: u16 = 1 << 1;
+    /// The thread had no Python thread state.
+    pub const PYTHON_NO_STATE: u16 = 1 << 2;
+    /// Data: the captured bytes end at the end of a head (its empty line).
+    pub const HEAD_END: u16 = 1 << 3;
+    /// Data: the bytes could not be read from the process.
+    pub const HEAD_FAULT: u16 = 1 << 4;
+    /// Data: the connection was not seen being accepted and was recognised by its bytes.
+    pub const UNSEEN_ACCEPT: u16 = 1 << 5;
+    /// The sample was taken while the CPU was in kernel mode.
+    pub const IN_KERNEL: u16 = 1 << 6;
+    /// Data: begins what the kernel side takes for a new request; `activation` is new.
+    pub const NEW_ACTIVATION: u16 = 1 << 7;
+    /// Data: more heads followed in this transfer than were looked for.
+    pub const PIPELINE_OVERFLOW: u16 = 1 << 8;
+}

@@ -1,0 +1,102 @@
+//! What the daemon tells the kernel side about a process, and the constants fixed at load time.
+
+use core::mem::size_of;
+
+/// Value of the map `TARGETS`, keyed by pid. A process that is not in the map is not looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Bits of [`target_flags`].
+    pub flags: u32,
+    /// Key of the thread-specific slot that holds the interpreter's thread state, below 32.
+    pub tss_key: u32,
+    /// Bytes from the thread pointer to the first block of thread-specific data (`specific_1stblock`).
+    pub tss_block: u32,
+    pub reserved: u32,
+    /// The interpreter loop: program counters in `[loop_start, loop_end)` stand for Python frames.
+    pub loop_start: u64,
+    pub loop_end: u64,
+    pub python: PythonOffsets,
+}
+
+/// Bits of [`Target::flags`].
+pub mod target_flags {
+    /// Follow HTTP on this process's connections.
+    pub const HTTP: u32 = 1 << 0;
+    /// Take stacks.
+    pub const SAMPLE: u32 = 1 << 1;
+    /// `python` and the loop range are valid.
+    pub const PYTHON: u32 = 1 << 2;
+    /// Added by the kernel side itself when the process accepted a connection; the daemon has yet to look at it.
+    pub const PROVISIONAL: u32 = 1 << 3;
+}
+
+/// Offsets, in bytes, into CPython's structures. Source of each value: see the daemon's `process::python`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PythonOffsets {
+    /// `PyThreadState.cframe`; [`NO_FIELD`] where the thread state points at the frame itself.
+    pub tstate_cframe: u16,
+    /// From the structure above to the pointer to the current frame.
+    pub current_frame: u16,
+    pub frame_code: u16,
+    pub frame_previous: u16,
+    pub frame_instr: u16,
+    /// One byte: entry-frame flag or owner, by `entry_mode`.
+    pub frame_entry: u16,
+    pub code_argcount: u16,
+    pub code_kwonly: u16,
+    pub code_flags: u16,
+    pub code_firstline: u16,
+    pub code_bytecode: u16,
+    /// [`ENTRY_FLAG`] or [`ENTRY_OWNER`].
+    pub entry_mode: u8,
+    /// The owner value that marks an entry frame, with [`ENTRY_OWNER`].
+    pub entry_value: u8,
+}
+
+/// A field that this version does not have.
+pub const NO_FIELD: u16 = u16::MAX;
+/// The byte at `frame_entry` is not 0 for an entry frame (3.11).
+pub const ENTRY_FLAG: u8 = 0;
+/// The byte at `frame_entry` equals `entry_value` for an entry frame (3.12 and later).
+pub const ENTRY_OWNER: u8 = 1;
+
+/// Offsets into the kernel's own structures, resolved from BTF at start and put into the object's read-only data.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelOffsets {
+    /// 1 when the offsets below are valid.
+    pub valid: u32,
+    pub task_pid: u32,
+    pub task_tgid: u32,
+    pub task_signal: u32,
+    /// `task_struct.thread.fsbase`.
+    pub task_fsbase: u32,
+    /// `signal_struct.live.counter`.
+    pub signal_live: u32,
+}
+
+/// Settings fixed when the object is loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub kernel: KernelOffsets,
+    /// The daemon's own pid, never profiled.
+    pub own_pid: u32,
+    /// 1: a process that accepts a connection becomes a target by itself (`--all`).
+    pub adopt_acceptors: u32,
+    /// 1: `bpf_task_pt_regs` exists (5.15).
+    pub has_task_pt_regs: u32,
+    /// 1: log through aya-log.
+    pub log: u32,
+    /// Bytes of the ring that samples must leave free for boundary records.
+    pub ring_reserve: u64,
+}
+
+const _: () = {
+    assert!(size_of::<PythonOffsets>() == 24);
+    assert!(size_of::<Target>() == 56);
+    assert!(size_of::<KernelOffsets>() == 24);
+    assert!(size_of::<Settings>() == 48);
+};
