@@ -27,8 +27,8 @@ pub enum Stat {
     SamplesOutsideRequest = 1,
     /// Samples lost because the ring was full, or too full to spend on samples.
     SamplesLostRing = 2,
-    /// A sample interrupted another walk on the same CPU and was given up.
-    SamplesLostNested = 3,
+    /// Samples given up because the walk could not go on (a missing tail-called program).
+    SamplesLostWalk = 3,
     /// Requests the kernel side saw begin, whether or not their record reached the ring.
     RequestsStarted = 4,
     /// Connection records (data, accept, close) lost because the ring was full.
@@ -51,8 +51,8 @@ pub enum Stat {
     PythonNoState = 13,
     /// Stacks cut at the frame limit.
     StackTruncated = 14,
-    /// A boundary probe interrupted another on the same CPU and was given up.
-    BoundaryLostNested = 15,
+    /// Processes that became targets because they accepted a connection.
+    Adopted = 15,
 }
 
 /// Number of slots in `STATS`.

@@ -72,6 +72,10 @@ pub struct Data {
     pub captured: u16,
     /// `errno` when the call failed (then `advance` is 0), else 0.
     pub errno: u32,
+    /// Outgoing: the last bytes of the transfer, at most 8, in stream order; the end of a chunked body shows here.
+    pub tail: [u8; 8],
+    pub tail_len: u32,
+    pub reserved: u32,
 }
 
 /// A connection was accepted.
@@ -114,8 +118,8 @@ pub const LIVE_UNKNOWN: u32 = u32::MAX;
 
 /// A CPU sample of a thread that is inside a request.
 ///
-/// `kernel_count` addresses (`u64`) follow, leaf first, then `user_count` [`RawFrame`]s, leaf first, Python and
-/// native in call order.
+/// `user_count` [`RawFrame`]s follow, leaf first, Python and native in call order, then `kernel_count` addresses
+/// (`u64`), leaf first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
@@ -179,7 +183,7 @@ pub const KERNEL_FRAMES_MAX: usize = 64;
 const _: () = {
     assert!(size_of::<Header>() == 24);
     assert!(size_of::<ConnId>() == 16);
-    assert!(size_of::<Data>() == 64);
+    assert!(size_of::<Data>() == 80);
     assert!(size_of::<Accept>() == 40);
     assert!(size_of::<Close>() == 40);
     assert!(size_of::<Fork>() == 32);

@@ -62,6 +62,74 @@ pub const ENTRY_FLAG: u8 = 0;
 /// The byte at `frame_entry` equals `entry_value` for an entry frame (3.12 and later).
 pub const ENTRY_OWNER: u8 = 1;
 
+/// Value of the map `CONNECTIONS`, keyed by [`connection_key`]: where a server-side connection stands.
+///
+/// This is only as much HTTP as it takes to know which bytes are a head; the state machine proper is the daemon's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// See [`crate::ConnId::generation`].
+    pub generation: u64,
+    /// The activation of the latest request, 0 before the first.
+    pub activation: u64,
+    /// Bytes of the transfer in progress that earlier pieces covered, and of its current scatter-gather element.
+    pub offset: u64,
+    pub element_offset: u64,
+    /// Where the search for the end of a head left its result (scratch).
+    pub scan: u64,
+    /// The last four bytes of an unfinished head, per direction, latest in the highest byte.
+    pub window_in: u32,
+    pub window_out: u32,
+    /// Records of this connection lost since the last one that reached the ring.
+    pub lost: u32,
+    /// One of `connection_state`.
+    pub in_state: u8,
+    pub out_state: u8,
+    /// Bits of [`connection_flags`].
+    pub flags: u8,
+    /// Scatter-gather element the transfer in progress has reached.
+    pub element: u8,
+}
+
+/// Key of `CONNECTIONS`.
+pub const fn connection_key(pid: u32, fd: u32) -> u64 {
+    ((pid as u64) << 32) | fd as u64
+}
+
+/// Values of [`Connection::in_state`] and [`Connection::out_state`].
+pub mod connection_state {
+    /// A head is expected next.
+    pub const EXPECT: u8 = 0;
+    /// Inside a head.
+    pub const HEAD: u8 = 1;
+    /// The head is over.
+    pub const BODY: u8 = 2;
+    /// In: the response has begun; the next bytes may be a new request.
+    pub const RESPONDED: u8 = 3;
+}
+
+/// Bits of [`Connection::flags`].
+pub mod connection_flags {
+    /// Not seen being accepted.
+    pub const UNSEEN: u8 = 1 << 0;
+    /// A request began here: this is HTTP.
+    pub const HTTP: u8 = 1 << 1;
+    /// Not HTTP: its transfers are not reported.
+    pub const IGNORED: u8 = 1 << 2;
+}
+
+/// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Active {
+    pub activation: u64,
+    /// The connection that began it.
+    pub key: u64,
+    /// Samples of this activation lost since the last one that reached the ring.
+    pub lost: u32,
+    pub reserved: u32,
+}
+
 /// Offsets into the kernel's own structures, resolved from BTF at start and put into the object's read-only data.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +165,8 @@ pub struct Settings {
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
     assert!(size_of::<Target>() == 56);
+    assert!(size_of::<Connection>() == 56);
+    assert!(size_of::<Active>() == 24);
     assert!(size_of::<KernelOffsets>() == 24);
     assert!(size_of::<Settings>() == 48);
 };

@@ -1,1 +1,4 @@
-//! (to be written)
+//! x
+
+pub mod python;
+mod text;

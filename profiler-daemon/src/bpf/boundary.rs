@@ -1,0 +1,150 @@
+//! Boundary probes on C libraries: one set per library file, for every process that maps it.
+//!
+//! In: an opened libc. Out: uprobes at its cheap sites, and for each function whether it could be probed. The
+//! kernel side looks at targets only, so a set serves all processes and is attached once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use aya::programs::uprobe::UProbeScope;
+use aya::programs::{ProgramError, UProbe};
+
+use super::{ProbeState, ProbeTable};
+use crate::process::elf::{ElfError, ElfFile, FileId};
+use crate::process::sites::{self, SiteError};
+
+/// What tells one library file from another.
+pub type LibraryKey = FileId;
+
+/// Which program follows which libc function.
+const PROGRAMS: [(&str, &str); 14] = [
+    ("recv", "http_recv"),
+    ("recvfrom", "http_recv"),
+    ("read", "http_read"),
+    ("readv", "http_readv"),
+    ("recvmsg", "http_recvmsg"),
+    ("send", "http_send"),
+    ("sendto", "http_send"),
+    ("write", "http_send"),
+    ("writev", "http_writev"),
+    ("sendmsg", "http_sendmsg"),
+    ("sendfile", "http_sendfile"),
+    ("sendfile64", "http_sendfile"),
+    ("accept", "http_accept"),
+    ("accept4", "http_accept"),
+];
+
+/// Without these no request can be followed at all.
+const REQUIRED: [&str; 4] = ["recv", "send", "accept4", "close"];
+
+/// A library cannot be probed.
+#[derive(Debug, thiserror::Error)]
+pub enum BoundaryError {
+    #[error("{0}")]
+    Elf(#[from] ElfError),
+    #[error("{}", .0.join("; "))]
+    NoSites(Vec<String>),
+    #[error("attaching to {function}: {reason}")]
+    Attach { function: String, reason: String },
+}
+
+/// Sets of uprobes, by library.
+#[derive(Default)]
+pub struct BoundaryProbes {
+    libraries: HashMap<LibraryKey, Result<usize, String>>,
+}
+
+/// Most library files probed. A host has one libc per distribution in use, containers included; 64 sets of about
+/// 30 probes keep the kernel's work at detaching bounded.
+const LIBRARIES_MAX: usize = 64;
+
+impl BoundaryProbes {
+    /// Whether this library has been seen, and what became of it.
+    pub fn state(&self, key: &LibraryKey) -> Option<&Result<usize, String>> {
+        self.libraries.get(key)
+    }
+
+    /// Attaches to a library unless that was tried before. `name` is for people.
+    pub fn attach(
+        &mut self,
+        object: &mut Ebpf,
+        file: File,
+        name: &str,
+        probes: &ProbeTable,
+    ) -> Result<usize, String> {
+        let key = FileId::of(&file).map_err(|e| e.to_string())?;
+        if let Some(known) = self.libraries.get(&key) {
+            return known.clone();
+        }
+        if self.libraries.len() >= LIBRARIES_MAX {
+            return Err(format!("{LIBRARIES_MAX} C libraries are probed already"));
+        }
+        let result = attach_library(object, file).map_err(|e| e.to_string());
+        let state = match &result {
+            Ok((sites, missing)) if missing.is_empty() => {
+                ProbeState::Active { detail: format!("{sites} sites") }
+            }
+            Ok((sites, missing)) => {
+                ProbeState::Active { detail: format!("{sites} sites; without {}", missing.join("; ")) }
+            }
+            Err(reason) => ProbeState::Failed { reason: reason.clone() },
+        };
+        probes.set(format!("boundaries in {name}"), state);
+        let result = result.map(|(sites, _)| sites);
+        self.libraries.insert(key, result.clone());
+        result
+    }
+
+    /// Libraries that carry probes.
+    pub fn attached(&self) -> usize {
+        self.libraries.values().filter(|r| r.is_ok()).count()
+    }
+}
+
+fn attach_library(object: &mut Ebpf, file: File) -> Result<(usize, Vec<String>), BoundaryError> {
+    let elf = ElfFile::parse(file)?;
+    // Aliases (`sendfile` and `sendfile64`) share their code: a site is probed once.
+    let mut wanted: BTreeMap<u64, (&str, &str)> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for function in sites::FUNCTIONS {
+        let program = PROGRAMS.iter().find(|(name, _)| *name == function.name).map(|(_, program)| *program);
+        let Some(program) = program else { continue };
+        match sites::result_sites(&elf, function) {
+            Ok(found) => wanted.extend(found.into_iter().map(|site| (site, (function.name, program)))),
+            Err(error) => missing.push(describe(error)),
+        }
+    }
+    match sites::entry_site(&elf, "close") {
+        Ok(site) => {
+            wanted.insert(site, ("close", "http_close"));
+        }
+        Err(error) => missing.push(describe(error)),
+    }
+    let unfit = REQUIRED.iter().any(|name| !wanted.values().any(|(function, _)| function == name));
+    if unfit {
+        return Err(BoundaryError::NoSites(missing));
+    }
+    // The path leads to the very file that was examined, whatever its name means by now.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", elf.file().as_raw_fd()));
+    for (site, (function, program)) in &wanted {
+        let failed = |e: ProgramError| BoundaryError::Attach {
+            function: (*function).to_owned(),
+            reason: match std::error::Error::source(&e) {
+                Some(source) => format!("{e}: {source}"),
+                None => e.to_string(),
+            },
+        };
+        if let Some(program) = object.program_mut(program) {
+            let program: &mut UProbe = program.try_into().map_err(failed)?;
+            program.attach(*site, &path, UProbeScope::AllProcesses).map_err(failed)?;
+        }
+    }
+    Ok((wanted.len(), missing))
+}
+
+fn describe(error: SiteError) -> String {
+    error.to_string()
+}

@@ -1,0 +1,229 @@
+//! Loading the object: constants in, programs and maps out.
+
+use std::io;
+
+use aya::maps::{Map, MapData, MapError, ProgramArray};
+use aya::programs::{PerfEvent, ProgramError, RawTracePoint, UProbe};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use profiler_common::{KernelOffsets, Settings};
+
+use super::{ActiveValue, ConnectionValue, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf};
+
+/// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/reqprof.bpf.o");
+
+/// What is decided before loading.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Size of the ring, bytes: a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Processes that accept a connection become targets by themselves.
+    pub adopt_acceptors: bool,
+}
+
+/// The kernel side could not be loaded. The message names the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "the kernel refused to load BPF programs: {0} (needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; see `reqprof doctor`)"
+    )]
+    Privilege(String),
+    #[error("loading the kernel side: {0}")]
+    Object(#[from] EbpfError),
+    #[error("the kernel refused program {name}: {source} (set RUST_LOG=aya=debug for the verifier's log)")]
+    Program { name: String, source: Box<ProgramError> },
+    #[error("map {name}: {reason}")]
+    Map { name: &'static str, reason: String },
+}
+
+/// A map whose key is one integer.
+pub type HashOf<K, V> = aya::maps::HashMap<MapData, K, V>;
+
+/// The loaded kernel side, taken apart for the threads that own its pieces.
+pub struct Kernel {
+    pub ring: Ring,
+    pub targets: HashOf<u32, TargetValue>,
+    pub connections: HashOf<u64, ConnectionValue>,
+    pub active: HashOf<u32, ActiveValue>,
+    pub stats: KernelStats,
+    /// The programs. Dropping it detaches everything.
+    pub object: Ebpf,
+    /// Whether kernel structures can be read (else: no Python stacks, children found by scanning).
+    pub offsets_known: bool,
+}
+
+/// Boundary probes and their slots in `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
+const TRANSFER_STEPS: [&str; 7] =
+    ["http_recv", "http_read", "http_readv", "http_recvmsg", "http_send", "http_writev", "http_sendmsg"];
+const OTHER_UPROBES: [&str; 3] = ["http_sendfile", "http_accept", "http_close"];
+const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
+
+/// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by
+/// [`super::CpuSampler`] and [`super::BoundaryProbes`].
+pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> {
+    let (kernel, offsets_known) = match btf::kernel_offsets() {
+        Ok(offsets) => {
+            probes.set("kernel types", ProbeState::Active { detail: btf::VMLINUX.into() });
+            (offsets, true)
+        }
+        Err(error) => {
+            let reason = format!(
+                "{error}; without them Python frames are not read and forked workers are found by scanning only. \
+                 Remedy: a kernel built with CONFIG_DEBUG_INFO_BTF"
+            );
+            probes.set("kernel types", ProbeState::Disabled { reason });
+            (KernelOffsets::default(), false)
+        }
+    };
+    let settings = SettingsValue(Settings {
+        kernel,
+        own_pid: std::process::id(),
+        adopt_acceptors: u32::from(options.adopt_acceptors),
+        has_task_pt_regs: u32::from(kernel_at_least(5, 15)),
+        log: 0,
+        // A quarter is kept for boundary records: a lost sample costs one sample, a lost boundary a request.
+        ring_reserve: u64::from(options.ring_bytes) / 4,
+    });
+    let mut object = EbpfLoader::new()
+        .override_global("SETTINGS", &settings, true)
+        .map_max_entries("EVENTS", options.ring_bytes)
+        .load(OBJECT)
+        .map_err(|error| match privilege(&error) {
+            Some(reason) => LoadError::Privilege(reason),
+            None => LoadError::Object(error),
+        })?;
+
+    for name in TRANSFER_STEPS.iter().chain(&OTHER_UPROBES) {
+        load_program(&mut object, name, |p: &mut UProbe| p.load())?;
+    }
+    for name in SAMPLE_STEPS.iter().chain(&["sample"]) {
+        load_program(&mut object, name, |p: &mut PerfEvent| p.load())?;
+    }
+    for (name, tracepoint) in [
+        ("process_fork", "sched_process_fork"),
+        ("process_exec", "sched_process_exec"),
+        ("process_exit", "sched_process_exit"),
+    ] {
+        load_program(&mut object, name, |p: &mut RawTracePoint| p.load())?;
+        let attached = attach_raw(&mut object, name, tracepoint);
+        probes.set(
+            tracepoint,
+            match attached {
+                Ok(()) if name == "process_fork" && !offsets_known => {
+                    ProbeState::Disabled { reason: "the kernel's types are not known".into() }
+                }
+                Ok(()) => ProbeState::Active { detail: "raw tracepoint".into() },
+                Err(error) => ProbeState::Failed { reason: error.to_string() },
+            },
+        );
+    }
+    fill_steps(&mut object, "TRANSFER_STEPS", &TRANSFER_STEPS)?;
+    fill_steps(&mut object, "SAMPLE_STEPS", &SAMPLE_STEPS)?;
+
+    let ring = Ring::new(take(&mut object, "EVENTS")?)?;
+    let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
+    let connections = hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?;
+    let active = hash(take(&mut object, "ACTIVE")?, "ACTIVE")?;
+    let stats = KernelStats::new(take(&mut object, "STATS")?)?;
+    Ok(Kernel { ring, targets, connections, active, stats, object, offsets_known })
+}
+
+fn load_program<'a, P: 'a>(
+    object: &'a mut Ebpf,
+    name: &str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let failed = |source: ProgramError| match program_privilege(&source) {
+        Some(reason) => LoadError::Privilege(reason),
+        None => LoadError::Program { name: name.to_owned(), source: Box::new(source) },
+    };
+    let program = object
+        .program_mut(name)
+        .ok_or(LoadError::Map { name: "programs", reason: format!("{name} is not in the object") })?;
+    load(program.try_into().map_err(failed)?).map_err(failed)
+}
+
+fn attach_raw(object: &mut Ebpf, name: &str, tracepoint: &str) -> Result<(), ProgramError> {
+    if let Some(program) = object.program_mut(name) {
+        let program: &mut RawTracePoint = program.try_into()?;
+        program.attach(tracepoint)?;
+    }
+    Ok(())
+}
+
+fn fill_steps(object: &mut Ebpf, map: &'static str, names: &[&str]) -> Result<(), LoadError> {
+    let wrong = |reason: String| LoadError::Map { name: map, reason };
+    let mut steps =
+        ProgramArray::try_from(take(object, map)?).map_err(|e: MapError| wrong(e.to_string()))?;
+    for (slot, name) in names.iter().enumerate() {
+        let program = object.program(name).ok_or_else(|| wrong(format!("{name} is not in the object")))?;
+        let fd = program.fd().map_err(|e| wrong(e.to_string()))?;
+        steps.set(slot as u32, fd, 0).map_err(|e| wrong(e.to_string()))?;
+    }
+    // The programs hold the map, and the map the programs, but a program array is emptied when its last user-space
+    // reference goes: it must live as long as the daemon.
+    std::mem::forget(steps);
+    Ok(())
+}
+
+fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    object.take_map(name).ok_or(LoadError::Map { name, reason: "is not in the object".into() })
+}
+
+fn hash<K: Pod, V: Pod>(map: Map, name: &'static str) -> Result<HashOf<K, V>, LoadError> {
+    aya::maps::HashMap::try_from(map).map_err(|e: MapError| LoadError::Map { name, reason: e.to_string() })
+}
+
+/// The operating system's words, when an error means "not allowed".
+fn privilege(error: &EbpfError) -> Option<String> {
+    denied(error)
+}
+
+fn program_privilege(error: &ProgramError) -> Option<String> {
+    // The verifier's refusals are EACCES too, but carry a log.
+    match error {
+        ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            Some(io_error.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn denied(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if let Some(io) = e.downcast_ref::<io::Error>() {
+            if matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+                return Some(io.to_string());
+            }
+        }
+        next = e.source();
+    }
+    None
+}
+
+/// Whether the running kernel is at least this version.
+pub fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    version_of(&release).is_some_and(|have| have >= (major, minor))
+}
+
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(version_of("6.18.44-fc-v657"), Some((6, 18)));
+        assert_eq!(version_of("5.10.0-30-cloud-amd64"), Some((5, 10)));
+        assert_eq!(version_of(""), None);
+    }
+}

@@ -1,0 +1,154 @@
+//! Recognising the start and the end of an HTTP head in raw bytes.
+//!
+//! In: the first bytes of a transfer, or a word of it at a time. Out: whether they look like a request, a response,
+//! or hold the empty line that ends a head. What they really are is decided by the daemon's state machine.
+
+const fn word(text: &[u8; 4]) -> u32 {
+    u32::from_le_bytes(*text)
+}
+
+const fn upper_or_separator(b: u8) -> bool {
+    (b >= b'A' && b <= b'Z') || b == b'-' || b == b'_' || b == b' '
+}
+
+/// Whether the first `visible` (at most 4) bytes, in the low bytes of `first`, may begin a request line. Any
+/// upper-case token passes, except the start of a response.
+#[inline(always)]
+pub fn may_begin_request(first: u32, visible: u64) -> bool {
+    let b = first.to_le_bytes();
+    if !b[0].is_ascii_uppercase() || first == word(b"HTTP") {
+        return false;
+    }
+    (visible < 2 || upper_or_separator(b[1]))
+        && (visible < 3 || upper_or_separator(b[2]))
+        && (visible < 4 || upper_or_separator(b[3]))
+}
+
+/// Whether four bytes begin one of the registered methods; asked for connections that nobody saw being accepted,
+/// where an upper-case word may as well be another protocol's reply.
+#[inline(always)]
+pub fn begins_known_method(first: u32) -> bool {
+    first == word(b"GET ")
+        || first == word(b"POST")
+        || first == word(b"PUT ")
+        || first == word(b"HEAD")
+        || first == word(b"DELE")
+        || first == word(b"PATC")
+        || first == word(b"OPTI")
+        || first == word(b"CONN")
+        || first == word(b"TRAC")
+}
+
+/// Whether the first `visible` (at most 4) bytes may begin a status line.
+#[inline(always)]
+pub fn may_begin_response(first: u32, visible: u64) -> bool {
+    let b = first.to_le_bytes();
+    b[0] == b'H'
+        && (visible < 2 || b[1] == b'T')
+        && (visible < 3 || b[2] == b'T')
+        && (visible < 4 || b[3] == b'P')
+}
+
+/// Whether any byte of `w` is a line feed.
+#[inline(always)]
+pub const fn has_line_feed(w: u64) -> bool {
+    let x = w ^ 0x0a0a_0a0a_0a0a_0a0a;
+    x.wrapping_sub(0x0101_0101_0101_0101) & !x & 0x8080_8080_8080_8080 != 0
+}
+
+/// Where in `w` (1 to 8: bytes up to and including it) the first empty line `\r\n\r\n` ends, 0 = nowhere.
+/// `before` holds the eight bytes in front of `w`.
+#[inline(always)]
+pub fn empty_line_end(before: u64, w: u64) -> u64 {
+    const EMPTY: u32 = 0x0a0d_0a0d;
+    let at = |end: u32| -> bool {
+        let window = if end >= 4 {
+            (w >> (8 * (end - 4))) as u32
+        } else {
+            ((w << (8 * (4 - end))) | (before >> (64 - 8 * (4 - end)))) as u32
+        };
+        window == EMPTY
+    };
+    if at(1) {
+        1
+    } else if at(2) {
+        2
+    } else if at(3) {
+        3
+    } else if at(4) {
+        4
+    } else if at(5) {
+        5
+    } else if at(6) {
+        6
+    } else if at(7) {
+        7
+    } else if at(8) {
+        8
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(text: &[u8]) -> (u32, u64) {
+        let mut b = [0; 4];
+        let n = text.len().min(4);
+        b[..n].copy_from_slice(&text[..n]);
+        (u32::from_le_bytes(b), n as u64)
+    }
+
+    #[test]
+    fn requests_and_responses_are_told_apart() {
+        for text in ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x"] {
+            let (w, n) = first(text.as_bytes());
+            assert!(may_begin_request(w, n), "{text}");
+        }
+        for text in ["HTTP/1.1 200", "get /", "\x16\x03\x01", "R\0\0\0", "{\"a\"", ""] {
+            let (w, n) = first(text.as_bytes());
+            assert!(!may_begin_request(w, n), "{text}");
+        }
+        let (w, n) = first(b"HTTP/1.0 404");
+        assert!(may_begin_response(w, n) && !begins_known_method(w));
+        assert!(begins_known_method(first(b"PATCH /").0));
+        assert!(!begins_known_method(first(b"VALUE k").0));
+    }
+
+    /// The word-wise search against a plain search for the four bytes, at every position and split.
+    #[test]
+    fn the_empty_line_is_found_wherever_it_lies() {
+        for lead in 0..24usize {
+            let mut text = vec![b'x'; lead];
+            text.extend_from_slice(b"\r\n\r\nbody\n\r\n");
+            text.resize(48, b'y');
+            let expected = text.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            let mut before = 0u64;
+            let mut found = None;
+            for (i, chunk) in text.chunks_exact(8).enumerate() {
+                let w = u64::from_le_bytes(chunk.try_into().unwrap());
+                if has_line_feed(w) {
+                    let end = empty_line_end(before, w);
+                    if end != 0 {
+                        found = Some(i * 8 + end as usize);
+                        break;
+                    }
+                }
+                before = w;
+            }
+            assert_eq!(found, Some(expected), "lead {lead}");
+        }
+    }
+
+    #[test]
+    fn line_feeds_are_seen_in_every_byte() {
+        for i in 0..8 {
+            let mut b = [b'a'; 8];
+            b[i] = b'\n';
+            assert!(has_line_feed(u64::from_le_bytes(b)));
+        }
+        assert!(!has_line_feed(u64::from_le_bytes(*b"abcdefgh")));
+    }
+}

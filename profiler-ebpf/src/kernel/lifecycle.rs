@@ -1,0 +1,83 @@
+//! Processes: fork, exec, exit.
+//!
+//! In: raw tracepoints (their arguments are task pointers, so tracefs is not needed). Out: `TARGETS` kept true at
+//! once, a record for the daemon. A forked child is a target before it runs its first instruction.
+
+use aya_ebpf::{EbpfContext, programs::RawTracePointContext};
+use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
+
+use super::{
+    maps::{ACTIVE, EVENTS, QUIET, TARGETS, count, settings},
+    task::{header, ids, now, read_kernel, task},
+};
+
+#[inline(always)]
+fn emit<T: 'static>(record: T) {
+    match EVENTS.reserve::<T>(0) {
+        Some(mut slot) => {
+            slot.write(record);
+            slot.submit(QUIET);
+        }
+        None => count(Stat::ProcessLostRing),
+    }
+}
+
+/// `sched_process_fork(parent, child)`; runs in the parent.
+#[inline(always)]
+pub fn fork(ctx: &RawTracePointContext) -> i32 {
+    let set = settings();
+    let ids = ids();
+    // SAFETY: a lookup; the value is copied at once.
+    let Some(target) = (unsafe { TARGETS.get(ids.pid) }).copied() else { return 0 };
+    if set.kernel.valid == 0 {
+        return 0;
+    }
+    // SAFETY: the context of this tracepoint holds two pointers.
+    let child = unsafe { *ctx.as_ptr().cast::<u64>().add(1) };
+    let Ok(pid) = read_kernel::<u32>(child, set.kernel.task_tgid) else { return 0 };
+    if pid == ids.pid {
+        return 0; // a thread
+    }
+    if TARGETS.insert(pid, target, 0).is_err() {
+        count(Stat::TargetsFull);
+    }
+    emit(Fork { header: header(Kind::Fork, ids, now()), child: pid, reserved: 0 });
+    0
+}
+
+/// `sched_process_exec`; runs in the process with its new image.
+#[inline(always)]
+pub fn exec() -> i32 {
+    let ids = ids();
+    if let Some(target) = TARGETS.get_ptr_mut(ids.pid) {
+        // What was known of the interpreter is gone with the old image.
+        // SAFETY: the pointer is to a live map value.
+        unsafe { (*target).flags &= !target_flags::PYTHON };
+    }
+    let _ = ACTIVE.remove(ids.tid);
+    emit::<Header>(header(Kind::Exec, ids, now()));
+    0
+}
+
+/// `sched_process_exit`; runs in the thread that ends.
+#[inline(always)]
+pub fn exit() -> i32 {
+    let set = settings();
+    let ids = ids();
+    if TARGETS.get_ptr(ids.pid).is_none() {
+        return 0;
+    }
+    let _ = ACTIVE.remove(ids.tid);
+    let live = if set.kernel.valid == 0 {
+        LIVE_UNKNOWN
+    } else {
+        read_kernel::<u64>(task(), set.kernel.task_signal)
+            .and_then(|signal| read_kernel::<u32>(signal, set.kernel.signal_live))
+            .unwrap_or(LIVE_UNKNOWN)
+    };
+    if live == 0 {
+        let _ = TARGETS.remove(ids.pid);
+    }
+    emit(Exit { header: header(Kind::Exit, ids, now()), live, reserved: 0 });
+    0
+}

@@ -1,0 +1,85 @@
+//! Every map and every load-time constant, with why it has this type and this size.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{HashMap, PerCpuArray, ProgramArray, RingBuf},
+};
+use profiler_common::{ABI_VERSION, Active, Connection, STAT_COUNT, Settings, Stat, Target};
+
+use super::sampler::Walk;
+
+/// The only way to the daemon. A ring and not per-CPU buffers, because records of one connection must keep their
+/// order. The daemon resizes it at load; 8 MiB hold about 200 ms of records at 60,000 requests a second.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// The processes we look at. 16,384 is far more than a host's services have workers.
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
+
+/// Open server-side connections. Preallocated, because it is updated where allocation may fail; 65,536 are 6 MB.
+#[map]
+pub static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(65_536, 0);
+
+/// Threads inside a request. Bounded by the threads of all targets that serve at once; preallocated as above.
+#[map]
+pub static ACTIVE: HashMap<u32, Active> = HashMap::with_max_entries(16_384, 0);
+
+/// Counters; per CPU, so that counting needs no atomic.
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
+
+/// The sampler's scratch: a stack is larger than the BPF stack. The CPU clock interrupts only code that is not the
+/// sampler, so one per CPU is enough.
+#[map]
+pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// The sampler's continuation programs.
+#[map]
+pub static SAMPLE_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+pub const STEP_WALK: u32 = 0;
+pub const STEP_FINISH: u32 = 1;
+
+/// The boundary probes themselves, for the next piece of a transfer.
+#[map]
+pub static TRANSFER_STEPS: ProgramArray = ProgramArray::with_max_entries(8, 0);
+
+/// Layout version, compared by the daemon before anything is attached.
+#[unsafe(no_mangle)]
+pub static ABI: u32 = ABI_VERSION;
+
+/// Set by the daemon before loading; the verifier sees constants and drops what is off.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings {
+    kernel: profiler_common::KernelOffsets {
+        valid: 0,
+        task_pid: 0,
+        task_tgid: 0,
+        task_signal: 0,
+        task_fsbase: 0,
+        signal_live: 0,
+    },
+    own_pid: 0,
+    adopt_acceptors: 0,
+    has_task_pt_regs: 0,
+    log: 0,
+    ring_reserve: 0,
+};
+
+#[inline(always)]
+pub fn settings() -> Settings {
+    // SAFETY: a static of our own; volatile, because the daemon replaces the value that the compiler sees.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+}
+
+#[inline(always)]
+pub fn count(stat: Stat) {
+    if let Some(slot) = STATS.get_ptr_mut(stat as u32) {
+        // SAFETY: the slot is this CPU's own; an interrupting program on the same CPU can at worst lose one count
+        // of the same kind, and no two program kinds share a slot.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// No wake-up per record: the daemon polls, which is far cheaper than being woken thousands of times a second.
+pub const QUIET: u64 = 1; // BPF_RB_NO_WAKEUP

@@ -1,0 +1,8 @@
+//! What runs in the kernel: the probes' bodies, the maps, and access to the current task.
+
+pub mod boundary;
+pub mod lifecycle;
+pub mod maps;
+pub mod piece;
+pub mod sampler;
+pub mod task;

@@ -1,0 +1,93 @@
+//! The current task: identity, registers, memory.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::bpf_probe_read_user,
+    },
+};
+use profiler_common::{Header, Kind};
+use profiler_ebpf::memory::{Block, Fault, Memory};
+
+/// Process and thread of the current task.
+#[derive(Clone, Copy)]
+pub struct Ids {
+    pub pid: u32,
+    pub tid: u32,
+}
+
+#[inline(always)]
+pub fn ids() -> Ids {
+    let both = bpf_get_current_pid_tgid();
+    Ids { pid: (both >> 32) as u32, tid: both as u32 }
+}
+
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+pub fn header(kind: Kind, ids: Ids, time: u64) -> Header {
+    Header { kind: kind as u16, flags: 0, lost: 0, time, pid: ids.pid, tid: ids.tid }
+}
+
+/// Reads user memory into a destination of known size.
+///
+/// # Safety
+/// `to` is valid for `size` bytes.
+#[inline(always)]
+pub unsafe fn read_user(to: *mut u8, size: u32, from: u64) -> Result<(), Fault> {
+    // SAFETY: the destination by contract; the source may be anything, the helper checks it.
+    let failed = unsafe { bpf_probe_read_user(to.cast(), size, from as *const _) };
+    if failed == 0 { Ok(()) } else { Err(Fault) }
+}
+
+/// Reads a kernel value at `base + offset`.
+#[inline(always)]
+pub fn read_kernel<T>(base: u64, offset: u32) -> Result<T, Fault> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.map_err(|_| Fault)
+}
+
+#[inline(always)]
+pub fn task() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task() }
+}
+
+/// The registers of interest for a walk.
+#[derive(Clone, Copy)]
+pub struct UserRegs {
+    pub pc: u64,
+    pub sp: u64,
+    pub fp: u64,
+}
+
+impl UserRegs {
+    #[inline(always)]
+    pub fn of(regs: &pt_regs) -> Self {
+        Self { pc: regs.rip, sp: regs.rsp, fp: regs.rbp }
+    }
+}
+
+/// The current process's memory.
+pub struct Current;
+
+impl Memory for Current {
+    #[inline(always)]
+    fn word(&self, address: u64) -> Result<u64, Fault> {
+        let mut word = 0u64;
+        // SAFETY: a local of eight bytes.
+        unsafe { read_user((&raw mut word).cast(), 8, address) }?;
+        Ok(word)
+    }
+
+    #[inline(always)]
+    fn block(&self, address: u64, block: &mut Block) -> Result<(), Fault> {
+        // SAFETY: READ is less than the block's capacity.
+        unsafe { read_user(block.as_mut_ptr(), Block::READ as u32, address) }
+    }
+}
