@@ -1,1 +1,3 @@
-//! (to be written)
+//! Requests out of byte streams, and what they are called.
+
+pub mod route;
