@@ -1,0 +1,592 @@
+//! The correlator: connections, threads and the requests between them.
+//!
+//! ```text
+//! Data ──► http::Connection ──► Started ──► a Request opens, its thread works on it
+//!                           └─► Finished ─► the Request closes; its thread's tail runs on for a moment
+//! Sample ─► its thread's activation ─► that connection's current request ─► attributed, or counted by reason
+//! ```
+
+use profiler_common::{ConnId, DIR_IN, Data, flags};
+use rustc_hash::FxHashMap;
+
+use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
+use super::thread::Thread;
+use crate::decode::{Event, SampleEvent};
+use crate::record::Outcome;
+
+/// Number of a request within this run.
+pub type RequestKey = u64;
+
+/// A connection: process and descriptor.
+pub type Place = (u32, u32);
+
+/// How long after its end a request's tail is waited for, ns. A server that closes or goes on to its next request
+/// ends it sooner.
+const TAIL_WAIT: u64 = 250_000_000;
+/// How long a chunked response that looks over may be silent before it is over, ns.
+const FLUSH_AFTER: u64 = 200_000_000;
+/// How long a response of unreadable length may be silent before it is over, ns.
+const IDLE_AFTER: u64 = 5_000_000_000;
+/// Open connections remembered: as many as the kernel side tracks.
+const CONNECTIONS_MAX: usize = 65_536;
+/// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
+const THREADS_MAX: usize = 65_536;
+
+/// What the correlator found out.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// A sample belongs to this request.
+    Sample { key: RequestKey, event: &'a SampleEvent<'a> },
+    /// All samples of this request were attributed on a wrong assumption: forget them.
+    Revoke { key: RequestKey },
+    /// A request ended; its samples are all there.
+    Finished(Box<Finished>),
+    /// What was announced is no request: forget its samples.
+    Discard { key: RequestKey },
+    Process(ProcessEvent),
+    /// A connection of this process speaks something else.
+    Protocol { pid: u32, protocol: Protocol },
+}
+
+/// Processes that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// It accepted a connection; sent once per connection of a process that may be new to us.
+    Accepted { pid: u32 },
+    Forked { parent: u32, child: u32 },
+    Exec { pid: u32 },
+    /// The whole process is gone.
+    Exited { pid: u32 },
+    /// A thread ended, and whether it was the last cannot be told.
+    MayHaveExited { pid: u32 },
+}
+
+/// A finished request.
+#[derive(Debug)]
+pub struct Finished {
+    pub key: RequestKey,
+    pub pid: u32,
+    pub exchange: Exchange,
+    /// Samples can be trusted: one thread did it all, and it does one thing at a time.
+    pub attributed: bool,
+    pub tail_samples: u64,
+    /// Lost samples and boundary records.
+    pub lost: u64,
+}
+
+/// What the correlator could not place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub samples: u64,
+    pub samples_attributed: u64,
+    /// Taken after the last response byte.
+    pub samples_after_response: u64,
+    /// The thread interleaves requests.
+    pub samples_interleaved: u64,
+    /// The activation names no request that is known.
+    pub samples_unknown: u64,
+    /// Attributed first, then taken back.
+    pub samples_revoked: u64,
+    /// Pipelined requests whose head was invisible.
+    pub requests_unseen: u64,
+    /// Connections or threads beyond what is remembered.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+struct Conn {
+    generation: u64,
+    machine: Connection,
+    /// Open requests by the machine's number; nearly always one.
+    requests: Vec<(u64, RequestKey)>,
+}
+
+#[derive(Debug)]
+struct Request {
+    place: Place,
+    tid: u32,
+    start: u64,
+    samples: u64,
+    lost: u64,
+    attributed: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Engine {
+    connections: FxHashMap<u32, FxHashMap<u32, Conn>>,
+    connection_count: usize,
+    threads: FxHashMap<u32, Thread>,
+    open: FxHashMap<RequestKey, Request>,
+    /// Finished, but their tail may go on.
+    trailing: FxHashMap<RequestKey, Finished>,
+    next_key: RequestKey,
+    counters: Counters,
+    /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
+    scratch: Vec<Found>,
+}
+
+/// A machine's event without what it borrows.
+#[derive(Debug)]
+enum Found {
+    Started { seq: u64, time: u64, tid: u32, activation: u64 },
+    Discarded { seq: u64 },
+    Activation { seq: u64, activation: u64 },
+    Finished(Box<Exchange>),
+    Unseen,
+    Verdict(Protocol),
+}
+
+/// Where outputs go.
+type Sink<'s> = &'s mut dyn FnMut(Output<'_>);
+
+impl Engine {
+    /// Takes the next event.
+    pub fn event(&mut self, event: &Event<'_>, sink: Sink<'_>) {
+        match event {
+            Event::Sample(sample) => self.sample(sample, sink),
+            Event::Data { data, captured } => self.data(data, captured, sink),
+            Event::Accept(header, conn) => {
+                // A descriptor that is accepted anew was closed, whether or not that reached us.
+                self.close(*conn, header.time, 0, false, sink);
+                self.insert(*conn, Connection::accepted());
+                sink(Output::Process(ProcessEvent::Accepted { pid: header.pid }));
+            }
+            Event::Close(header, conn) => {
+                self.close(*conn, header.time, header.lost, true, sink);
+                // A close ends the tail of what its thread did on the connection.
+                let thread = self.threads.get(&header.tid);
+                let here = thread.filter(|thread| thread.place == Some((conn.pid, conn.fd)));
+                if let Some(key) = here.and_then(|thread| thread.tail) {
+                    self.release(key, sink);
+                }
+            }
+            Event::Fork { header, child } => {
+                sink(Output::Process(ProcessEvent::Forked { parent: header.pid, child: *child }));
+            }
+            Event::Exec(header) => {
+                // The old program's requests ended with it.
+                self.end_process(header.pid, header.time, sink);
+                sink(Output::Process(ProcessEvent::Exec { pid: header.pid }));
+            }
+            Event::Exit { header, live } => self.exit(header.pid, header.tid, header.time, *live, sink),
+        }
+    }
+
+    /// Called a few times a second with the events' clock: ends what has been silent for long enough.
+    pub fn tick(&mut self, now: u64, sink: Sink<'_>) {
+        let over: Vec<RequestKey> = self
+            .trailing
+            .iter()
+            .filter(|(_, f)| now.saturating_sub(f.exchange.end) > TAIL_WAIT)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in over {
+            self.release(key, sink);
+        }
+        let places: Vec<Place> = self.open.values().map(|request| request.place).collect();
+        for place in places {
+            let Some(conn) = self.conn(place) else { continue };
+            let silent = now.saturating_sub(conn.machine.last_activity());
+            if silent > IDLE_AFTER {
+                self.drive(place, sink, |machine, events| machine.idle(events));
+            } else if silent > FLUSH_AFTER {
+                self.drive(place, sink, |machine, events| machine.flush(events));
+            }
+        }
+    }
+
+    /// The process is gone, as the daemon found out by itself.
+    pub fn process_gone(&mut self, pid: u32, now: u64, sink: Sink<'_>) {
+        self.end_process(pid, now, sink);
+    }
+
+    /// Ends everything, at the end of a recording or of the daemon: what is open stays incomplete.
+    pub fn finish(&mut self, sink: Sink<'_>) {
+        let trailing: Vec<RequestKey> = self.trailing.keys().copied().collect();
+        for key in trailing {
+            self.release(key, sink);
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub fn open_requests(&self) -> usize {
+        self.open.len()
+    }
+
+    pub fn open_connections(&self) -> usize {
+        self.connection_count
+    }
+
+    fn conn(&mut self, place: Place) -> Option<&mut Conn> {
+        self.connections.get_mut(&place.0)?.get_mut(&place.1)
+    }
+
+    fn insert(&mut self, id: ConnId, machine: Connection) {
+        if self.connection_count >= CONNECTIONS_MAX {
+            self.counters.refused += 1;
+            return;
+        }
+        let conn = Conn { generation: id.generation, machine, requests: Vec::new() };
+        if self.connections.entry(id.pid).or_default().insert(id.fd, conn).is_none() {
+            self.connection_count += 1;
+        }
+    }
+
+    fn data(&mut self, data: &Data, captured: &[u8], sink: Sink<'_>) {
+        let place = (data.conn.pid, data.conn.fd);
+        match self.conn(place).map(|conn| conn.generation) {
+            Some(generation) if generation == data.conn.generation => {}
+            known => {
+                if known.is_some() {
+                    // The descriptor was closed and used again, and neither reached us.
+                    self.close_place(place, data.header.time, true, sink);
+                }
+                let joined = data.header.flags & flags::UNSEEN_ACCEPT != 0;
+                let machine = if joined { Connection::joined() } else { Connection::accepted() };
+                self.insert(data.conn, machine);
+            }
+        }
+        let header = &data.header;
+        if data.errno != 0 {
+            let time = header.time;
+            self.drive(place, sink, |machine, events| machine.reset(time, events));
+            return;
+        }
+        if data.advance == 0 {
+            return; // the client will send no more; the server may still answer
+        }
+        let blind = header.flags & (flags::HEAD_FAULT | flags::PIPELINE_OVERFLOW) != 0;
+        let piece = Piece {
+            time: header.time,
+            tid: header.tid,
+            activation: data.activation,
+            begins: header.flags & flags::NEW_ACTIVATION != 0,
+            direction: if data.direction == DIR_IN { Direction::In } else { Direction::Out },
+            advance: data.advance,
+            captured,
+            tail: data.tail,
+            tail_len: data.tail_len as u8,
+            lost: header.lost + u32::from(blind),
+        };
+        self.drive(place, sink, |machine, events| machine.piece(&piece, events));
+    }
+
+    /// Lets a connection's machine work, and acts on what it says.
+    fn drive(
+        &mut self,
+        place: Place,
+        sink: Sink<'_>,
+        work: impl FnOnce(&mut Connection, http::Sink<'_>),
+    ) {
+        let mut found = std::mem::take(&mut self.scratch);
+        if let Some(conn) = self.conn(place) {
+            work(&mut conn.machine, &mut |event| {
+                found.push(match event {
+                    http::Event::Started { seq, time, tid, activation } => {
+                        Found::Started { seq, time, tid, activation }
+                    }
+                    http::Event::Discarded { seq } => Found::Discarded { seq },
+                    http::Event::Activation { seq, activation } => Found::Activation { seq, activation },
+                    http::Event::Finished(exchange) => Found::Finished(Box::new(exchange)),
+                    http::Event::Unseen { .. } => Found::Unseen,
+                    http::Event::Verdict(protocol) => Found::Verdict(protocol),
+                    http::Event::Head { .. } | http::Event::Status { .. } => return,
+                });
+            });
+        }
+        for event in found.drain(..) {
+            match event {
+                Found::Started { seq, time, tid, activation } => {
+                    self.started(place, seq, time, tid, activation, sink);
+                }
+                Found::Activation { seq, activation } => {
+                    if let Some(key) = self.key_of(place, seq) {
+                        let tid = self.open.get(&key).map(|request| request.tid);
+                        if let Some(thread) = tid.and_then(|tid| self.threads.get_mut(&tid)) {
+                            (thread.activation, thread.place) = (activation, Some(place));
+                        }
+                    }
+                }
+                Found::Discarded { seq } => {
+                    if let Some(key) = self.take_key(place, seq) {
+                        if let Some(request) = self.open.remove(&key) {
+                            self.forget_open(request.tid, key);
+                            self.counters.samples_revoked += request.samples;
+                        }
+                        sink(Output::Discard { key });
+                    }
+                }
+                Found::Finished(exchange) => self.finished(place, *exchange, sink),
+                Found::Unseen => self.counters.requests_unseen += 1,
+                Found::Verdict(protocol) => sink(Output::Protocol { pid: place.0, protocol }),
+            }
+        }
+        self.scratch = found;
+    }
+
+    fn key_of(&mut self, place: Place, seq: u64) -> Option<RequestKey> {
+        self.conn(place)?.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)
+    }
+
+    fn take_key(&mut self, place: Place, seq: u64) -> Option<RequestKey> {
+        let requests = &mut self.conn(place)?.requests;
+        let at = requests.iter().position(|(s, _)| *s == seq)?;
+        Some(requests.swap_remove(at).1)
+    }
+
+    fn forget_open(&mut self, tid: u32, key: RequestKey) {
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.forget(key);
+        }
+    }
+
+    fn started(&mut self, place: Place, seq: u64, time: u64, tid: u32, activation: u64, sink: Sink<'_>) {
+        if !self.threads.contains_key(&tid) && self.threads.len() >= THREADS_MAX {
+            self.counters.refused += 1;
+        }
+        // The tail of what this thread did before is over.
+        if let Some(key) = self.threads.get_mut(&tid).and_then(|thread| thread.tail.take()) {
+            self.release(key, sink);
+        }
+        let interleaves = self.interleaves(place, tid, sink);
+        self.next_key += 1;
+        let key = self.next_key;
+        if let Some(conn) = self.conn(place) {
+            conn.requests.push((seq, key));
+        }
+        let mut attributed = !interleaves;
+        if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {
+            let thread = self.threads.entry(tid).or_default();
+            thread.pid = place.0;
+            (thread.activation, thread.place) = (activation, Some(place));
+            thread.open.push(key);
+        } else {
+            attributed = false;
+        }
+        self.open.insert(key, Request { place, tid, start: time, samples: 0, lost: 0, attributed });
+    }
+
+    /// Whether this thread has a request open on another connection: then it is an event loop, and no sample of
+    /// the requests involved can be trusted.
+    fn interleaves(&mut self, place: Place, tid: u32, sink: Sink<'_>) -> bool {
+        let Some(thread) = self.threads.get(&tid) else { return false };
+        if thread.interleaves {
+            return true;
+        }
+        let others: Vec<Place> = thread
+            .open
+            .iter()
+            .filter_map(|key| self.open.get(key).map(|request| request.place))
+            .filter(|other| *other != place)
+            .collect();
+        if others.is_empty() {
+            return false;
+        }
+        for other in others {
+            // A chunked response whose end was seen is only waiting for proof.
+            self.drive(other, sink, |machine, events| machine.flush(events));
+        }
+        let Some(thread) = self.threads.get(&tid) else { return false };
+        let open: Vec<RequestKey> = thread
+            .open
+            .iter()
+            .copied()
+            .filter(|key| self.open.get(key).is_some_and(|request| request.place != place))
+            .collect();
+        if open.is_empty() {
+            return false;
+        }
+        for key in open {
+            self.revoke(key, sink);
+        }
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.interleaves = true;
+        }
+        true
+    }
+
+    fn revoke(&mut self, key: RequestKey, sink: Sink<'_>) {
+        if let Some(request) = self.open.get_mut(&key) {
+            if request.attributed {
+                request.attributed = false;
+                self.counters.samples_attributed -= request.samples;
+                self.counters.samples_revoked += request.samples;
+                request.samples = 0;
+                sink(Output::Revoke { key });
+            }
+        }
+    }
+
+    fn finished(&mut self, place: Place, exchange: Exchange, sink: Sink<'_>) {
+        let Some(key) = self.take_key(place, exchange.seq) else { return };
+        if exchange.handoff {
+            // Another thread answered, so the one that received did not do the work.
+            self.revoke(key, sink);
+        }
+        let Some(request) = self.open.remove(&key) else { return };
+        let finished = Finished {
+            key,
+            pid: place.0,
+            attributed: request.attributed,
+            tail_samples: 0,
+            lost: request.lost + u64::from(exchange.lost),
+            exchange,
+        };
+        let thread = self.threads.get_mut(&request.tid);
+        match thread {
+            Some(thread) => {
+                thread.forget(key);
+                let busy = request.attributed
+                    && thread.open.is_empty()
+                    && !matches!(finished.exchange.outcome, Outcome::Exit);
+                if busy {
+                    if let Some(old) = thread.tail.replace(key) {
+                        self.release(old, sink);
+                    }
+                    self.trailing.insert(key, finished);
+                    return;
+                }
+            }
+            None => {}
+        }
+        sink(Output::Finished(Box::new(finished)));
+    }
+
+    /// A finished request's tail is over.
+    fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
+        if let Some(finished) = self.trailing.remove(&key) {
+            if let Some(thread) = self.threads.get_mut(&finished.exchange.tid) {
+                if thread.tail == Some(key) {
+                    thread.tail = None;
+                }
+            }
+            sink(Output::Finished(Box::new(finished)));
+        }
+    }
+
+    fn sample(&mut self, event: &SampleEvent<'_>, sink: Sink<'_>) {
+        let sample = &event.sample;
+        let lost = u64::from(sample.header.lost);
+        self.counters.samples += 1;
+        let Some(thread) = self.threads.get(&sample.header.tid) else {
+            self.counters.samples_unknown += 1;
+            return;
+        };
+        if thread.interleaves {
+            self.counters.samples_interleaved += 1;
+            return;
+        }
+        if thread.activation != sample.activation || thread.pid != sample.header.pid {
+            self.counters.samples_unknown += 1;
+            return;
+        }
+        let (place, tail) = (thread.place, thread.tail);
+        let current = place.and_then(|place| {
+            let conn = self.connections.get(&place.0)?.get(&place.1)?;
+            let seq = conn.machine.current()?.seq;
+            conn.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)
+        });
+        let request = current.and_then(|key| Some((key, self.open.get_mut(&key)?)));
+        match request {
+            Some((key, request)) if request.tid == sample.header.tid && sample.header.time >= request.start => {
+                request.lost += lost;
+                if !request.attributed {
+                    self.counters.samples_interleaved += 1;
+                    return;
+                }
+                request.samples += 1;
+                self.counters.samples_attributed += 1;
+                sink(Output::Sample { key, event });
+            }
+            _ => match tail.and_then(|key| self.trailing.get_mut(&key)) {
+                Some(finished) => {
+                    finished.tail_samples += 1;
+                    finished.lost += lost;
+                    self.counters.samples_after_response += 1;
+                }
+                None => self.counters.samples_unknown += 1,
+            },
+        }
+    }
+
+    fn close(&mut self, id: ConnId, time: u64, lost: u32, seen: bool, sink: Sink<'_>) {
+        let place = (id.pid, id.fd);
+        let known = self.conn(place).map(|conn| conn.generation);
+        match known {
+            None => {}
+            Some(generation) if seen && generation == id.generation && lost == 0 => {
+                self.close_place(place, time, false, sink);
+            }
+            // Another use of the descriptor, or what came before the close did not all reach us.
+            Some(_) => self.close_place(place, time, true, sink),
+        }
+    }
+
+    /// `gap`: records in front of the close are missing.
+    fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
+        if gap {
+            let missing = Piece {
+                time,
+                tid: 0,
+                activation: 0,
+                begins: false,
+                direction: Direction::Out,
+                advance: 0,
+                captured: &[],
+                tail: [0; 8],
+                tail_len: 0,
+                lost: 1,
+            };
+            self.drive(place, sink, |machine, events| machine.piece(&missing, events));
+        }
+        self.drive(place, sink, |machine, events| machine.close(time, events));
+        let fds = self.connections.get_mut(&place.0);
+        if let Some(conn) = fds.and_then(|fds| fds.remove(&place.1)) {
+            self.connection_count -= 1;
+            // The machine has ended them all; should one be left, it is not to stay open for ever.
+            for (_, key) in conn.requests {
+                if let Some(request) = self.open.remove(&key) {
+                    self.forget_open(request.tid, key);
+                }
+                sink(Output::Discard { key });
+            }
+        }
+    }
+
+    fn exit(&mut self, pid: u32, tid: u32, time: u64, live: u32, sink: Sink<'_>) {
+        if let Some(thread) = self.threads.remove(&tid) {
+            if let Some(key) = thread.tail {
+                self.release(key, sink);
+            }
+        }
+        match live {
+            0 => {
+                self.end_process(pid, time, sink);
+                sink(Output::Process(ProcessEvent::Exited { pid }));
+            }
+            profiler_common::LIVE_UNKNOWN => sink(Output::Process(ProcessEvent::MayHaveExited { pid })),
+            _ => {}
+        }
+    }
+
+    fn end_process(&mut self, pid: u32, time: u64, sink: Sink<'_>) {
+        let fds: Vec<u32> = self.connections.get(&pid).map(|fds| fds.keys().copied().collect()).unwrap_or_default();
+        for fd in fds {
+            self.drive((pid, fd), sink, |machine, events| machine.exit(time, events));
+        }
+        if let Some(fds) = self.connections.remove(&pid) {
+            self.connection_count -= fds.len();
+        }
+        let tails: Vec<RequestKey> =
+            self.threads.values().filter(|thread| thread.pid == pid).filter_map(|thread| thread.tail).collect();
+        for key in tails {
+            self.release(key, sink);
+        }
+        self.threads.retain(|_, thread| thread.pid != pid);
+        self.open.retain(|_, request| request.place.0 != pid);
+    }
+}
