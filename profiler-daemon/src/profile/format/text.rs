@@ -159,7 +159,7 @@ const DIM: Style = Style::new().dimmed();
 
 impl Page {
     fn styled(&mut self, style: Style, text: &str) {
-        if self.options.color && style != Style::new() {
+        if self.options.color && style != Style::new() && !text.is_empty() {
             let _ = write!(self.out, "{style}{text}{style:#}");
         } else {
             self.out.push_str(text);
