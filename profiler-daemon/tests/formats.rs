@@ -201,3 +201,104 @@ fn speedscope_files_obey_their_schema() {
     let Some(said) = node(test, &["speedscope", "ajv"], script, &[&file]) else { return };
     assert_eq!(said.trim(), "valid");
 }
+
+#[test]
+fn speedscope_imports_every_format_that_it_knows() {
+    let test = "speedscope_imports_every_format_that_it_knows";
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let files = [Format::Speedscope, Format::Pprof, Format::Folded]
+        .map(|format| export(directory.path(), format, View::Wall));
+    let Some(browser) = chromium(test) else { return };
+    let mut arguments = vec![browser.as_path(), directory.path()];
+    arguments.extend(files.iter().map(PathBuf::as_path));
+    let script = include_str!("formats/speedscope.js");
+    let Some(said) = node(test, &["speedscope", "playwright-core"], script, &arguments) else { return };
+    let tables: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    // Total, own time, name; as in the comment on `profile`, sorted by own time.
+    let rows = |table: &str, name: &str| -> Vec<String> {
+        let rows = tables[table].as_array().expect("a table");
+        let found = rows
+            .iter()
+            .find(|row| row[2].as_str().is_some_and(|text| text.starts_with(name)))
+            .unwrap_or_else(|| panic!("no {name} in {tables}"));
+        (0..2).map(|i| found[i].as_str().expect("text").to_string()).collect()
+    };
+    for table in ["export.speedscope.json", "export.pb.gz"] {
+        assert_eq!(rows(table, "inflate"), ["50.00ms (42%)", "50.00ms (42%)"], "{table}");
+        assert_eq!(rows(table, "Order.load"), ["70.00ms (58%)", "20.00ms (17%)"], "{table}");
+        assert_eq!(rows(table, "order_detail"), ["100.00ms (83%)", "5.00ms (4.2%)"], "{table}");
+        assert_eq!(rows(table, "total.<locals>.<genexpr>"), ["25.00ms (21%)", "25.00ms (21%)"], "{table}");
+        assert_eq!(rows(table, "[unsampled]"), ["10.00ms (8.3%)", "10.00ms (8.3%)"], "{table}");
+    }
+    let folded = "export.folded";
+    assert_eq!(rows(folded, "inflate (libz.so.1.2.13)"), ["50,000 (42%)", "50,000 (42%)"]);
+    assert_eq!(rows(folded, "Order.load (/srv/shop/models.py:30)"), ["70,000 (58%)", "20,000 (17%)"]);
+    assert_eq!(rows(folded, "tcp_sendmsg_[k]"), ["10,000 (8.3%)", "10,000 (8.3%)"]);
+}
+
+#[test]
+fn the_flame_graph_works_from_disk_and_embedded() {
+    let test = "the_flame_graph_works_from_disk_and_embedded";
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let file = export(directory.path(), Format::Svg, View::Wall);
+    let Some(browser) = chromium(test) else { return };
+    let script = include_str!("formats/svg.js");
+    let Some(said) = node(test, &["playwright-core"], script, &[&browser, &file]) else { return };
+    let seen: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(seen["errors"], serde_json::json!([]));
+    // Widths are percent of the window, of which 98 are for the graph: 98 * 100 / 120 = 81.7 and so on.
+    let start = serde_json::json!([
+        ["GET /orders/{id} 200 - 120.0 ms", "98.0"],
+        ["BaseHandler.get_response", "89.8"],
+        ["order_detail", "81.7"],
+        ["Order.load", "57.2"],
+        ["inflate", "40.8"],
+        ["total.<locals>.<genexpr>", "20.4"],
+        ["tcp_sendmsg", "8.2"],
+        ["[unsampled]", "8.2"],
+    ]);
+    for way in ["disk", "embedded"] {
+        let seen = &seen[way];
+        assert_eq!(seen["start"], start, "{way}");
+        assert_eq!(seen["reset"], start, "{way}");
+        assert_eq!(
+            seen["zoomed"],
+            serde_json::json!([
+                ["GET /orders/{id} 200 - 120.0 ms", "98.0"],
+                ["BaseHandler.get_response", "98.0"],
+                ["order_detail", "98.0"],
+                ["Order.load", "98.0"],
+                ["inflate", "70.0"],
+            ]),
+            "{way}"
+        );
+        assert_eq!(
+            seen["tip"],
+            serde_json::json!([
+                "Order.load",
+                "/srv/shop/models.py:33",
+                "total  70.0 ms · 58.3 % · 7 samples",
+                "self  20.0 ms · 16.7 %",
+                "lines  33: 50.0 ms,  31: 20.0 ms",
+            ]),
+            "{way}"
+        );
+        // `order_detail` and, inside it, `Order.load`: the outer one counts.
+        assert_eq!(seen["search"], "83.3 % · 100.0 ms · 2 frames", "{way}");
+        assert_eq!(seen["hits"], 2, "{way}");
+        assert_eq!(seen["regex"], "83.3 % · 100.0 ms · 1 frame", "{way}");
+        assert_eq!(seen["badRegex"], "not a regular expression", "{way}");
+        assert_eq!(seen["cleared"], serde_json::json!(["", ""]), "{way}");
+        assert_eq!(
+            seen["keyboard"],
+            serde_json::json!([
+                ["GET /orders/{id} 200 - 120.0 ms", "98.0"],
+                ["BaseHandler.get_response", "98.0"],
+                ["tcp_sendmsg", "98.0"],
+            ]),
+            "{way}"
+        );
+        // Four rows of 20 px below the root.
+        assert_eq!(seen["flipped"], 80, "{way}");
+    }
+}

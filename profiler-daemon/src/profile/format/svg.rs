@@ -218,14 +218,15 @@ fn summary(out: &mut String, profile: &Profile, total: u64) {
     let mut x = 0.0;
     let mut legend = PAD;
     for (kind, class, name) in kinds {
-        let ns = profile
+        let own: Vec<u64> = profile
             .nodes()
             .filter(|node| !node.is_root() && Origin::of(node.function()) == kind)
-            .fold(0u64, |sum, node| sum.saturating_add(node.own().ns));
-        let share = percent(ns, total);
-        if ns == 0 {
+            .map(|node| node.own().ns)
+            .collect();
+        if own.is_empty() {
             continue;
         }
+        let share = percent(own.into_iter().fold(0, u64::saturating_add), total);
         let scale = (100.0 - 2.0 * PAD) / 100.0;
         let label = format!("{name} {share:.1} %");
         let _ = write!(
