@@ -2,9 +2,15 @@
 //!
 //! In: resolved stacks with weights. Out: a [`Profile`], which can be stored, merged and written in any format.
 
+mod build;
+mod codec;
 pub mod format;
 mod frame;
+#[cfg(test)]
+mod testing;
 mod tree;
 
+pub use build::{Builder, Merger};
+pub use codec::DecodeError;
 pub use frame::{Frame, FrameKind};
-pub use tree::{Builder, DecodeError, Profile};
+pub use tree::{Cost, Function, LineCost, LineTotals, NodeRef, Profile, TRUNCATED, UNSAMPLED, Walk};

@@ -1,0 +1,454 @@
+//! How call trees grow: from stacks ([`Builder`], once per sample) and from other trees ([`Merger`]).
+//!
+//! In: stacks, root first, whose frames the symboliser has interned. Out: a [`Profile`] within its bounds: what would
+//! exceed them is folded into a `[truncated]` child where it happened, and counted, never dropped.
+//!
+//! `Builder::add` runs once per sample on the hot path. Consecutive samples of a thread mostly share their outer
+//! frames, so the path of the previous stack is reused as far as the frames are the same objects; below that, one
+//! look-up per frame by (node, address of the frame) finds the child without touching a string.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::tree::{
+    Cost, Function, LineCost, MAX_DEPTH, MAX_LINES, MAX_NAME, MAX_NODES, Node, ROOT, TRUNCATED,
+    TRUNCATED_RESERVE,
+};
+use super::{Frame, FrameKind, Profile};
+
+/// Most look-ups by address that a builder remembers, about 24 bytes each and a frame kept alive. A caller that does
+/// not intern its frames would otherwise make it grow with every sample; past this it starts over.
+const MAX_EDGES: usize = 65_536;
+
+/// Collects stacks into a profile. One per open request.
+#[derive(Default)]
+pub struct Builder {
+    growth: Growth,
+    samples: u64,
+    /// The frames whose addresses `edges` and `path` use. Holding them keeps an address from being reused.
+    kept: FxHashMap<usize, Arc<Frame>>,
+    /// (node, address of a frame) to the child node.
+    edges: FxHashMap<(u32, usize), u32>,
+    /// The previous stack: address of the frame and its node.
+    path: Vec<(usize, u32)>,
+}
+
+impl Builder {
+    /// Adds one sample: `stack` is root first, `weight` in ns of CPU time. A sample without frames counts as the
+    /// request's own time.
+    pub fn add(&mut self, stack: &[Arc<Frame>], weight: u64) {
+        let cost = Cost { ns: weight, samples: 1 };
+        self.samples = self.samples.saturating_add(1);
+        if self.edges.len() >= MAX_EDGES {
+            self.kept.clear();
+            self.edges.clear();
+            self.path.clear();
+        }
+        let same = self.path.iter().zip(stack).take_while(|(seen, frame)| seen.0 == address(frame)).count();
+        self.path.truncate(same);
+        let mut node = self.path.last().map_or(ROOT, |last| last.1);
+        for frame in &stack[same..] {
+            let Some(child) = self.child(node, frame) else { break };
+            self.path.push((address(frame), child));
+            node = child;
+        }
+        let shown = self.path.len();
+        if shown < stack.len() {
+            self.growth.profile.truncated_samples = self.growth.profile.truncated_samples.saturating_add(1);
+            let fold = self.growth.truncated(node);
+            self.growth.own(fold, cost);
+            if self.growth.profile.nodes[fold as usize].parent != node {
+                return;
+            }
+            if let Some(caller) = shown.checked_sub(1) {
+                self.growth.call_line(fold, stack[caller].line, cost);
+            }
+        } else {
+            self.growth.own(node, cost);
+            if let Some(leaf) = stack.last() {
+                self.growth.own_line(node, leaf.line, cost);
+            }
+        }
+        for (caller, (_, callee)) in stack.iter().zip(&self.path[shown.min(1)..]) {
+            self.growth.call_line(*callee, caller.line, cost);
+        }
+    }
+
+    /// Samples added so far.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// `duration`: the request's, ns; what the samples do not cover is shown as `[unsampled]` in the wall view.
+    pub fn finish(self, duration: u64) -> Profile {
+        let mut profile = self.growth.finish();
+        profile.duration_ns = duration;
+        profile.requests = 1;
+        profile
+    }
+
+    fn child(&mut self, node: u32, frame: &Arc<Frame>) -> Option<u32> {
+        let edge = (node, address(frame));
+        if let Some(&child) = self.edges.get(&edge) {
+            return Some(child);
+        }
+        let child = self.growth.child_for(node, || Function {
+            name: shorten(&frame.name),
+            file: shorten(&frame.file),
+            first_line: frame.first_line,
+            kind: frame.kind,
+        })?;
+        self.kept.entry(edge.1).or_insert_with(|| frame.clone());
+        self.edges.insert(edge, child);
+        Some(child)
+    }
+}
+
+fn address(frame: &Arc<Frame>) -> usize {
+    Arc::as_ptr(frame) as usize
+}
+
+/// The name itself, or a copy of its beginning.
+fn shorten(name: &Arc<str>) -> Arc<str> {
+    if name.len() <= MAX_NAME { name.clone() } else { Arc::from(&name[..name.floor_char_boundary(MAX_NAME)]) }
+}
+
+/// Adds up profiles. For many it is much faster than [`Profile::merge`], which builds the look-up tables each time.
+#[derive(Default)]
+pub struct Merger {
+    growth: Growth,
+}
+
+impl Merger {
+    /// Starts from a profile instead of nothing.
+    pub fn new(start: Profile) -> Self {
+        Self { growth: Growth::from_profile(start) }
+    }
+
+    /// Adds another's samples, durations and request count.
+    pub fn add(&mut self, other: &Profile) {
+        let growth = &mut self.growth;
+        // Where each of the other's nodes went, and whether it was folded there.
+        let mut places: Vec<(u32, bool)> = Vec::with_capacity(other.nodes.len());
+        places.push((ROOT, false));
+        let mut folded = other.truncated_samples;
+        growth.own(ROOT, other.nodes[0].own);
+        for node in &other.nodes[1..] {
+            let (parent, parent_folded) = places[node.parent as usize];
+            let function = &other.functions[node.function as usize];
+            let child = if parent_folded { None } else { growth.child_for(parent, || function.clone()) };
+            match child {
+                Some(child) => {
+                    growth.own(child, node.own);
+                    for line in &node.own_lines {
+                        growth.own_line(child, line.line, line.cost);
+                    }
+                    for line in &node.call_lines {
+                        growth.call_line(child, line.line, line.cost);
+                    }
+                    places.push((child, false));
+                }
+                None => {
+                    let fold = if parent_folded { parent } else { growth.truncated(parent) };
+                    growth.own(fold, node.own);
+                    folded = folded.saturating_add(node.own.samples);
+                    places.push((fold, true));
+                }
+            }
+        }
+        let sum = &mut growth.profile;
+        sum.truncated_samples = sum.truncated_samples.saturating_add(folded);
+        sum.duration_ns = sum.duration_ns.saturating_add(other.duration_ns);
+        sum.requests = sum.requests.saturating_add(other.requests);
+    }
+
+    pub fn finish(self) -> Profile {
+        self.growth.finish()
+    }
+}
+
+impl Profile {
+    /// Adds another's samples, durations and request count.
+    pub fn merge(&mut self, other: &Profile) {
+        let mut merger = Merger::new(std::mem::take(self));
+        merger.add(other);
+        *self = merger.finish();
+    }
+}
+
+/// A profile that can still grow: the tree and what is needed to find things in it. Its totals are not valid.
+#[derive(Default)]
+struct Growth {
+    profile: Profile,
+    /// Position in `profile.functions`.
+    functions: FxHashMap<Function, u32>,
+    /// (node, function) to the child node.
+    children: FxHashMap<(u32, u32), u32>,
+    /// By node; the root has 0. Empty until the first child.
+    depths: Vec<u16>,
+    line_entries: usize,
+}
+
+impl Growth {
+    fn from_profile(profile: Profile) -> Self {
+        let mut growth = Self {
+            functions: profile.functions.iter().cloned().zip(0..).skip(1).collect(),
+            line_entries: profile.nodes.iter().map(|n| n.own_lines.len() + n.call_lines.len()).sum(),
+            ..Self::default()
+        };
+        growth.depths.push(0);
+        for (node, index) in profile.nodes.iter().zip(0..).skip(1) {
+            growth.children.insert((node.parent, node.function), index);
+            growth.depths.push(growth.depths[node.parent as usize] + 1);
+        }
+        growth.profile = profile;
+        growth
+    }
+
+    /// The child of `node` for a function, made if need be; `None` when the profile is full there.
+    fn child_for(&mut self, node: u32, function: impl FnOnce() -> Function) -> Option<u32> {
+        let depth = self.depths.get(node as usize).copied().unwrap_or(0);
+        if usize::from(depth) >= MAX_DEPTH {
+            return None;
+        }
+        let function = function();
+        let known = self.functions.get(&function).copied();
+        if let Some(&child) = known.and_then(|id| self.children.get(&(node, id))) {
+            return Some(child);
+        }
+        if self.profile.nodes.len() >= MAX_NODES - TRUNCATED_RESERVE {
+            return None;
+        }
+        Some(self.grow(node, known, function))
+    }
+
+    /// The `[truncated]` child of `node`; when even these have run out, the root's.
+    fn truncated(&mut self, node: u32) -> u32 {
+        let function = Function {
+            name: Arc::from(TRUNCATED),
+            file: Arc::from(""),
+            first_line: 0,
+            kind: FrameKind::Native,
+        };
+        let known = self.functions.get(&function).copied();
+        let find = |at: u32| known.and_then(|id| self.children.get(&(at, id)).copied());
+        if let Some(fold) = find(node) {
+            return fold;
+        }
+        // The last place is the root's.
+        let full = self.profile.nodes.len() >= MAX_NODES - 1;
+        match find(ROOT) {
+            Some(fold) if full => fold,
+            _ => self.grow(if full { ROOT } else { node }, known, function),
+        }
+    }
+
+    fn grow(&mut self, parent: u32, known: Option<u32>, function: Function) -> u32 {
+        let id = known.unwrap_or_else(|| {
+            let id = self.profile.functions.len() as u32;
+            self.profile.functions.push(function.clone());
+            self.functions.insert(function, id);
+            id
+        });
+        if self.depths.is_empty() {
+            self.depths.push(0);
+        }
+        let child = self.profile.nodes.len() as u32;
+        self.profile.nodes.push(Node::new(id, parent));
+        self.profile.nodes[parent as usize].children.push(child);
+        self.children.insert((parent, id), child);
+        self.depths.push(self.depths[parent as usize] + 1);
+        child
+    }
+
+    fn own(&mut self, node: u32, cost: Cost) {
+        self.profile.nodes[node as usize].own.add(cost);
+    }
+
+    fn own_line(&mut self, node: u32, line: u32, cost: Cost) {
+        add_line(&mut self.profile.nodes[node as usize].own_lines, &mut self.line_entries, line, cost);
+    }
+
+    fn call_line(&mut self, node: u32, line: u32, cost: Cost) {
+        add_line(&mut self.profile.nodes[node as usize].call_lines, &mut self.line_entries, line, cost);
+    }
+
+    fn finish(mut self) -> Profile {
+        self.profile.derive_totals();
+        self.profile
+    }
+}
+
+/// Unknown lines are not stored: they are what is missing to the node's cost.
+fn add_line(lines: &mut Vec<LineCost>, entries: &mut usize, line: u32, cost: Cost) {
+    if line == 0 {
+        return;
+    }
+    match lines.binary_search_by_key(&line, |entry| entry.line) {
+        Ok(at) => lines[at].cost.add(cost),
+        Err(at) if *entries < MAX_LINES => {
+            *entries += 1;
+            lines.insert(at, LineCost { line, cost });
+        }
+        Err(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{frame, py, stack};
+    use super::*;
+
+    fn named<'a>(profile: &'a Profile, path: &[&str]) -> super::super::NodeRef<'a> {
+        path.iter().fold(profile.root(), |node, name| {
+            node.children().into_iter().find(|c| c.name() == *name).expect("the path exists")
+        })
+    }
+
+    #[test]
+    fn equal_frames_need_not_be_the_same_object() {
+        let mut b = Builder::default();
+        b.add(&stack(&[py("main", 3), py("a", 10)]), 1);
+        b.add(&stack(&[py("main", 3), py("a", 10)]), 2);
+        assert_eq!(b.samples(), 2);
+        let p = b.finish(0);
+        assert_eq!(p.nodes().len(), 3);
+        assert_eq!(named(&p, &["main", "a"]).own(), Cost { ns: 3, samples: 2 });
+    }
+
+    #[test]
+    fn shorter_longer_and_diverging_stacks_find_their_own_nodes() {
+        let [main, a, b, a2] =
+            [py("main", 3), py("a", 10), py("b", 20), py("a", 11)].map(|frame| Arc::new(frame));
+        let mut builder = Builder::default();
+        for (s, w) in [
+            (vec![main.clone(), a.clone(), b.clone()], 1),
+            (vec![main.clone()], 10),
+            (vec![main.clone(), b.clone(), a.clone()], 100),
+            (vec![main.clone(), a2.clone(), b.clone()], 1_000),
+            (vec![], 10_000),
+        ] {
+            builder.add(&s, w);
+        }
+        let p = builder.finish(0);
+        assert_eq!(p.root().own().ns, 10_000);
+        assert_eq!(named(&p, &["main"]).own().ns, 10);
+        assert_eq!(named(&p, &["main"]).total().ns, 1_111);
+        assert_eq!(named(&p, &["main", "b", "a"]).own().ns, 100);
+        assert_eq!(named(&p, &["main", "a", "b"]).own().ns, 1_001);
+        let calls: Vec<_> =
+            named(&p, &["main", "a", "b"]).call_lines().iter().map(|l| (l.line, l.cost.ns)).collect();
+        assert_eq!(calls, [(10, 1), (11, 1_000)]);
+    }
+
+    #[test]
+    fn functions_differ_by_name_file_first_line_and_kind() {
+        let mut b = Builder::default();
+        for f in [
+            frame(FrameKind::Python, "f", "/a.py", 5, 1),
+            frame(FrameKind::Python, "g", "/a.py", 5, 1),
+            frame(FrameKind::Python, "f", "/b.py", 5, 1),
+            frame(FrameKind::Python, "f", "/a.py", 5, 4),
+            frame(FrameKind::Native, "f", "/a.py", 5, 1),
+            frame(FrameKind::Python, "f", "/a.py", 9, 1),
+        ] {
+            b.add(&stack(&[f]), 1);
+        }
+        assert_eq!(b.finish(0).root().children().len(), 5);
+    }
+
+    #[test]
+    fn a_full_profile_folds_and_counts() {
+        let mut b = Builder::default();
+        let main = Arc::new(py("main", 3));
+        let fresh = 30_000u32;
+        for i in 0..fresh {
+            b.add(&[main.clone(), Arc::new(frame(FrameKind::Python, "f", "/a.py", 5, i + 1))], 1);
+        }
+        let p = b.finish(0);
+        assert!(p.nodes().len() <= MAX_NODES);
+        assert_eq!(p.samples(), u64::from(fresh));
+        // The root, `main` and 18,998 functions fit beside the reserve.
+        let folded = u64::from(fresh) - 18_998;
+        assert_eq!(p.truncated_samples(), folded);
+        assert_eq!(named(&p, &["main", TRUNCATED]).own(), Cost { ns: folded, samples: folded });
+    }
+
+    #[test]
+    fn when_even_folding_has_no_place_left_the_root_takes_it() {
+        let mut b = Builder::default();
+        // 3,000 callers, then callees of each until everything is full.
+        for round in 0..20u32 {
+            for caller in 0..3_000u32 {
+                let f = frame(FrameKind::Python, "caller", "/a.py", 1, caller + 1);
+                let g = frame(FrameKind::Python, "callee", "/a.py", 1, round + 1);
+                b.add(&stack(&[f, g]), 1);
+            }
+        }
+        let p = b.finish(0);
+        assert_eq!(p.nodes().len(), MAX_NODES);
+        assert_eq!(p.samples(), 60_000);
+        assert!(named(&p, &[TRUNCATED]).own().samples > 0);
+        let folds: u64 = p.nodes().filter(|n| n.name() == TRUNCATED).map(|n| n.own().samples).sum();
+        assert_eq!(folds, p.truncated_samples());
+    }
+
+    #[test]
+    fn deep_recursion_is_cut() {
+        let mut b = Builder::default();
+        let f = Arc::new(py("f", 2));
+        b.add(&vec![f; 5_000], 7);
+        let p = b.finish(0);
+        assert_eq!(p.walk().map(|(depth, _)| depth).max(), Some(MAX_DEPTH + 1));
+        assert_eq!((p.truncated_samples(), p.root().total().ns), (1, 7));
+    }
+
+    #[test]
+    fn lines_and_names_are_bounded() {
+        let mut b = Builder::default();
+        for line in 0..120_000u32 {
+            b.add(&stack(&[py("f", line + 1)]), 1);
+        }
+        let long = "é".repeat(3_000);
+        b.add(&stack(&[py(&long, 1)]), 1);
+        let p = b.finish(0);
+        assert_eq!(named(&p, &["f"]).own_lines().len(), MAX_LINES);
+        assert_eq!(named(&p, &["f"]).own().ns, 120_000);
+        assert!(p.root().children().iter().all(|n| n.name().len() <= MAX_NAME));
+    }
+
+    #[test]
+    fn merging_adds_everything() {
+        let mut b = Builder::default();
+        b.add(&stack(&[py("main", 3), py("a", 10)]), 100);
+        b.add(&stack(&[py("main", 4), py("b", 20)]), 5);
+        let mut sum = b.finish(1_000);
+        let mut b = Builder::default();
+        b.add(&stack(&[py("main", 4), py("a", 10)]), 30);
+        b.add(&stack(&[py("main", 5)]), 1);
+        sum.merge(&b.finish(500));
+        assert_eq!((sum.requests(), sum.duration_ns(), sum.samples(), sum.sampled_ns()), (2, 1_500, 4, 136));
+        let a = named(&sum, &["main", "a"]);
+        assert_eq!(a.total(), Cost { ns: 130, samples: 2 });
+        let lines: Vec<_> =
+            named(&sum, &["main"]).lines().into_iter().map(|(l, t)| (l, t.self_ns, t.total_ns)).collect();
+        assert_eq!(lines, [(3, 0, 100), (4, 0, 35), (5, 1, 1)]);
+    }
+
+    #[test]
+    fn merging_into_a_full_profile_folds_whole_subtrees() {
+        let mut b = Builder::default();
+        for i in 0..25_000u32 {
+            b.add(&stack(&[frame(FrameKind::Python, "f", "/a.py", 5, i + 1)]), 1);
+        }
+        let mut sum = b.finish(0);
+        let before = sum.truncated_samples();
+        let mut b = Builder::default();
+        b.add(&stack(&[py("new", 1), py("deeper", 2)]), 9);
+        sum.merge(&b.finish(0));
+        assert_eq!(sum.truncated_samples(), before + 1);
+        assert_eq!(named(&sum, &[TRUNCATED]).own().ns, before + 9);
+        assert_eq!(sum.samples(), 25_001);
+    }
+}
