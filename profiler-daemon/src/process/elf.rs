@@ -1,0 +1,459 @@
+//! What is asked of an ELF file: segments, symbols by name, bytes, build id.
+//!
+//! In: an open regular file that a target may own, truncate or rewrite at any time. Out: plain values. Everything
+//! is read with `pread` into bounded buffers, never through a mapping: a mapping of a file that is truncated
+//! meanwhile ends in SIGBUS. Only 64-bit little-endian files are understood, as are the machines we run on.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use object::LittleEndian as LE;
+use object::elf::{self, FileHeader64};
+use object::read::ReadRef;
+use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+
+use super::maps::Mapping;
+
+/// What one parse may read in total. The largest symbol tables known (browsers, node) are about 40 MiB.
+const PARSE_BUDGET: u64 = 128 << 20;
+/// Names are compared whole; one as long as this is not one that anyone asks for.
+const STRING_MAX: u64 = 4096;
+/// Programs have 4 to 10 loadable segments.
+const LOADS_MAX: usize = 128;
+/// The format's own limit is far above; real ones are 8 to 20 bytes.
+const BUILD_ID_MAX: usize = 64;
+/// Page size that mappings are rounded to. A larger page only makes the rounding coarser on both sides.
+const PAGE: u64 = 4096;
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ElfError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("not a 64-bit little-endian ELF file, or malformed: {0}")]
+    Format(&'static str),
+    #[error("needs more than {PARSE_BUDGET} bytes to parse")]
+    TooLarge,
+}
+
+/// Tells one state of one file from another: a rewritten file is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    pub dev: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub mtime: i128,
+}
+
+impl FileId {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let mtime = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+        Ok(Self { dev: meta.dev(), inode: meta.ino(), size: meta.len(), mtime })
+    }
+}
+
+/// A loadable segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    pub vaddr: u64,
+    pub offset: u64,
+    /// Bytes that come from the file.
+    pub file_size: u64,
+    pub executable: bool,
+}
+
+/// A defined symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    pub value: u64,
+    pub size: u64,
+}
+
+/// An ELF file, its headers read.
+#[derive(Debug)]
+pub struct ElfFile {
+    file: File,
+    id: FileId,
+    loads: Vec<Load>,
+    build_id: Option<Vec<u8>>,
+    soname: Option<String>,
+}
+
+impl ElfFile {
+    pub fn parse(file: File) -> Result<Self, ElfError> {
+        let id = FileId::of(&file)?;
+        let reader = Reader::new(&file, id.size);
+        let headers = Headers::read(&reader).map_err(|e| reader.explain(e))?;
+        let loads = headers.loads;
+        let build_id = headers.build_id;
+        let soname = headers.soname;
+        Ok(Self { file, id, loads, build_id, soname })
+    }
+
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.as_deref()
+    }
+
+    pub fn soname(&self) -> Option<&str> {
+        self.soname.as_deref()
+    }
+
+    pub fn loads(&self) -> &[Load] {
+        &self.loads
+    }
+
+    /// The file offset of a virtual address that comes from the file.
+    pub fn offset_of(&self, vaddr: u64) -> Option<u64> {
+        let load = self.loads.iter().find(|l| vaddr.checked_sub(l.vaddr).is_some_and(|n| n < l.file_size))?;
+        load.offset.checked_add(vaddr - load.vaddr)
+    }
+
+    /// The virtual address of a file offset, in an executable segment by preference (segments may overlap in the
+    /// file where they share a page).
+    pub fn vaddr_of(&self, offset: u64) -> Option<u64> {
+        let holds = |l: &&Load| offset.checked_sub(l.offset).is_some_and(|n| n < l.file_size);
+        let load = self.loads.iter().filter(holds).max_by_key(|l| l.executable)?;
+        load.vaddr.checked_add(offset - load.offset)
+    }
+
+    /// What to add to a virtual address of this file to get the address in a process that maps it like this.
+    pub fn bias(&self, mapping: &Mapping) -> Option<u64> {
+        // The kernel and the loader map whole pages, so a mapping may start before its segment does.
+        let holds = |l: &&Load| {
+            let end = l.offset.saturating_add(l.file_size);
+            mapping.offset >= l.offset & !(PAGE - 1) && mapping.offset < end
+        };
+        let load = self.loads.iter().filter(holds).max_by_key(|l| l.executable == mapping.executable)?;
+        let vaddr = load.vaddr.wrapping_sub(load.offset).wrapping_add(mapping.offset);
+        Some(mapping.start.wrapping_sub(vaddr))
+    }
+
+    /// Reads bytes at a virtual address, as the file has them.
+    pub fn read_vaddr(&self, vaddr: u64, buf: &mut [u8]) -> Result<(), ElfError> {
+        let offset = self.offset_of(vaddr).ok_or(ElfError::Format("no such address"))?;
+        Ok(self.file.read_exact_at(buf, offset)?)
+    }
+
+    /// Finds defined symbols by name; the dynamic table is asked first, the full one only for what is missing
+    /// there. Names that are in neither are not in the result.
+    pub fn symbols(&self, names: &[&str]) -> Result<HashMap<String, Symbol>, ElfError> {
+        let reader = Reader::new(&self.file, self.id.size);
+        find_symbols(&reader, names).map_err(|e| reader.explain(e))
+    }
+
+    /// Whether decompressing this file's debug sections stays below `max` bytes, by what their headers promise
+    /// (which is what a reader will allocate).
+    pub fn debug_fits(&self, max: u64) -> bool {
+        let reader = Reader::new(&self.file, self.id.size);
+        compressed_total(&reader).is_ok_and(|total| total <= max)
+    }
+}
+
+struct Headers {
+    loads: Vec<Load>,
+    build_id: Option<Vec<u8>>,
+    soname: Option<String>,
+}
+
+impl Headers {
+    fn read(reader: &Reader<'_>) -> object::read::Result<Self> {
+        let header = FileHeader64::<LE>::parse(reader)?;
+        let endian = header.endian()?;
+        let segments = header.program_headers(endian, reader)?;
+        let mut loads = Vec::new();
+        let mut build_id = None;
+        for segment in segments {
+            let kind = segment.p_type(endian);
+            if kind == elf::PT_LOAD && loads.len() < LOADS_MAX {
+                loads.push(Load {
+                    vaddr: segment.p_vaddr(endian),
+                    offset: segment.p_offset(endian),
+                    file_size: segment.p_filesz(endian),
+                    executable: segment.p_flags(endian).0 & elf::PF_X.0 != 0,
+                });
+            }
+            // A file whose notes are damaged still has code.
+            if kind == elf::PT_NOTE
+                && build_id.is_none()
+                && let Ok(Some(notes)) = segment.notes(endian, reader)
+            {
+                build_id = notes
+                    .filter_map(Result::ok)
+                    .find(|n| n.name() == elf::ELF_NOTE_GNU && n.n_type(endian) == elf::NT_GNU_BUILD_ID)
+                    .map(|n| n.desc().iter().copied().take(BUILD_ID_MAX).collect());
+            }
+        }
+        let mut file = Self { loads, build_id, soname: None };
+        for segment in segments {
+            if let Ok(Some(entries)) = segment.dynamic(endian, reader) {
+                file.soname = file.read_soname(entries, reader);
+            }
+        }
+        Ok(file)
+    }
+
+    fn read_soname(&self, entries: &[elf::Dyn64<LE>], reader: &Reader<'_>) -> Option<String> {
+        let value = |tag| entries.iter().find(|d| d.d_tag(LE) == tag).map(|d| d.d_val(LE));
+        let (strings, name) = (value(elf::DT_STRTAB)?, value(elf::DT_SONAME)?);
+        let vaddr = strings.checked_add(name)?;
+        let load = self.loads.iter().find(|l| vaddr.checked_sub(l.vaddr).is_some_and(|n| n < l.file_size))?;
+        let start = load.offset.checked_add(vaddr - load.vaddr)?;
+        let end = start.saturating_add(STRING_MAX).min(reader.size);
+        let bytes = reader.read_bytes_at_until(start..end, 0).ok()?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    }
+}
+
+fn find_symbols(reader: &Reader<'_>, names: &[&str]) -> object::read::Result<HashMap<String, Symbol>> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let endian = header.endian()?;
+    let sections = header.sections(endian, reader)?;
+    let mut found = HashMap::new();
+    for table in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
+        if found.len() < names.len() {
+            scan_table(reader, &sections, table, names, &mut found)?;
+        }
+    }
+    Ok(found)
+}
+
+fn scan_table<'a, 'f>(
+    reader: &'a Reader<'f>,
+    sections: &SectionTable<'a, FileHeader64<LE>, &'a Reader<'f>>,
+    kind: elf::SectionType,
+    names: &[&str],
+    found: &mut HashMap<String, Symbol>,
+) -> object::read::Result<()> {
+    let table = sections.symbols(LE, reader, kind)?;
+    if table.is_empty() {
+        return Ok(());
+    }
+    let strings = sections.section(table.string_section())?.data(LE, reader)?;
+    for symbol in table.iter() {
+        if symbol.st_shndx(LE) == elf::SHN_UNDEF || symbol.st_value(LE) == 0 {
+            continue;
+        }
+        let Some(rest) = strings.get(symbol.st_name(LE) as usize..) else { continue };
+        for &name in names {
+            let matches = rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0));
+            if matches && !found.contains_key(name) {
+                let symbol = Symbol { value: symbol.st_value(LE), size: symbol.st_size(LE) };
+                found.insert(name.to_owned(), symbol);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn compressed_total(reader: &Reader<'_>) -> object::read::Result<u64> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let sections = header.sections(LE, reader)?;
+    let mut total = 0u64;
+    for section in sections.iter() {
+        if let Some((compression, ..)) = section.compression(LE, reader)? {
+            total = total.saturating_add(compression.ch_size.get(LE));
+        }
+    }
+    Ok(total)
+}
+
+/// Bounded random access for the parser, which wants references that outlive each call: everything read is kept
+/// until the parse is over.
+struct Reader<'f> {
+    file: &'f File,
+    size: u64,
+    left: Cell<u64>,
+    exhausted: Cell<bool>,
+    pieces: RefCell<Vec<Box<[u8]>>>,
+}
+
+impl<'f> Reader<'f> {
+    fn new(file: &'f File, size: u64) -> Self {
+        let (left, exhausted) = (Cell::new(PARSE_BUDGET), Cell::new(false));
+        Self { file, size, left, exhausted, pieces: RefCell::default() }
+    }
+
+    fn explain(&self, error: object::read::Error) -> ElfError {
+        if self.exhausted.get() {
+            return ElfError::TooLarge;
+        }
+        // The parser's messages are static text; it only offers them by formatting.
+        tracing::debug!(%error, "malformed ELF file");
+        ElfError::Format("damaged headers")
+    }
+
+    fn read(&self, offset: u64, size: u64) -> Option<Box<[u8]>> {
+        // Checked before anything is allocated: sizes come from the file.
+        if offset.checked_add(size)? > self.size {
+            return None;
+        }
+        let Some(left) = self.left.get().checked_sub(size) else {
+            self.exhausted.set(true);
+            return None;
+        };
+        self.left.set(left);
+        let mut bytes = vec![0; usize::try_from(size).ok()?].into_boxed_slice();
+        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    }
+
+    fn keep(&self, bytes: Box<[u8]>) -> &[u8] {
+        let kept: *const [u8] = &*bytes;
+        self.pieces.borrow_mut().push(bytes);
+        // SAFETY: the bytes are on the heap, owned by `pieces`, which only ever grows and lives as long as `self`;
+        // moving the box into the vector does not move them, and nobody writes to them any more.
+        unsafe { &*kept }
+    }
+}
+
+impl<'a> ReadRef<'a> for &'a Reader<'_> {
+    fn len(self) -> Result<u64, ()> {
+        Ok(self.size)
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        if size == 0 {
+            return Ok(&[]);
+        }
+        self.read(offset, size).map(|bytes| self.keep(bytes)).ok_or(())
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
+        let size = range.end.checked_sub(range.start).ok_or(())?.min(STRING_MAX);
+        let bytes = self.read(range.start, size).ok_or(())?;
+        let end = memchr::memchr(delimiter, &bytes).ok_or(())?;
+        Ok(&self.keep(bytes)[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::maps::{Maps, open};
+    use std::io::Write;
+    use std::process::Command;
+
+    fn libc_file() -> File {
+        let maps = Maps::read(std::process::id()).unwrap();
+        let mapping = maps.iter().find(|m| m.executable && m.file_name().starts_with("libc.so")).unwrap();
+        open(std::process::id(), mapping).unwrap()
+    }
+
+    /// Oracle: the dynamic loader.
+    fn dlsym(name: &std::ffi::CStr) -> u64 {
+        // SAFETY: a NUL-terminated name, looked up among what is loaded.
+        unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as u64 }
+    }
+
+    #[test]
+    fn symbols_and_bias_agree_with_the_loader() {
+        let elf = ElfFile::parse(libc_file()).unwrap();
+        let found = elf.symbols(&["recv", "close", "no_such_function"]).unwrap();
+        assert_eq!(found.len(), 2);
+        let maps = Maps::read(std::process::id()).unwrap();
+        for (name, c) in [("recv", c"recv"), ("close", c"close")] {
+            let address = dlsym(c);
+            let mapping = maps.lookup(address).unwrap();
+            let bias = elf.bias(mapping).unwrap();
+            assert_eq!(found[name].value + bias, address);
+            let offset = elf.offset_of(found[name].value).unwrap();
+            assert_eq!(offset, address - mapping.start + mapping.offset);
+            assert_eq!(elf.vaddr_of(offset), Some(found[name].value));
+            let mut bytes = [0; 16];
+            elf.read_vaddr(found[name].value, &mut bytes).unwrap();
+            // SAFETY: 16 bytes of code of a function that is longer.
+            assert_eq!(bytes, unsafe { *(address as *const [u8; 16]) });
+        }
+        assert_eq!(elf.soname(), Some("libc.so.6"));
+        assert!(elf.debug_fits(0));
+    }
+
+    #[test]
+    fn the_build_id_is_what_readelf_says() {
+        let exe = std::env::current_exe().unwrap();
+        let Ok(output) = Command::new("readelf").arg("-nW").arg(&exe).output() else {
+            eprintln!("SKIPPED: readelf is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wanted = text.split("Build ID: ").nth(1).map(|rest| rest.split_whitespace().next().unwrap());
+        let elf = ElfFile::parse(File::open(exe).unwrap()).unwrap();
+        let hex = elf.build_id().map(|id| id.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        assert_eq!(hex.as_deref(), wanted);
+    }
+
+    fn parse_bytes(bytes: &[u8]) -> Result<ElfFile, ElfError> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        ElfFile::parse(file)
+    }
+
+    #[test]
+    fn damaged_files_are_errors_or_empty() {
+        let mut whole = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(libc_file(), 1 << 16), &mut whole).unwrap();
+        assert!(parse_bytes(b"").is_err());
+        assert!(parse_bytes(b"#!/bin/sh\n").is_err());
+        for len in [1, 16, 63, 64, 100, 300, 1000, 5000] {
+            if let Ok(elf) = parse_bytes(&whole[..len]) {
+                // Section headers lie at the end of a file.
+                assert!(elf.symbols(&["recv"]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn forged_sizes_allocate_nothing() {
+        // 10 GB, all of it a hole, that claims to be one symbol table with one string table.
+        let size = 10_000_000_000u64;
+        let mut header = vec![0u8; 64 + 3 * 64];
+        header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        header[16..18].copy_from_slice(&3u16.to_le_bytes()); // ET_DYN
+        header[18..20].copy_from_slice(&62u16.to_le_bytes()); // EM_X86_64
+        header[20..24].copy_from_slice(&1u32.to_le_bytes());
+        header[40..48].copy_from_slice(&64u64.to_le_bytes()); // e_shoff
+        header[52..54].copy_from_slice(&64u16.to_le_bytes());
+        header[58..60].copy_from_slice(&64u16.to_le_bytes()); // e_shentsize
+        header[60..62].copy_from_slice(&3u16.to_le_bytes()); // e_shnum
+        header[62] = 2; // e_shstrndx
+        for (n, kind) in [(1, 11u32), (2, 3u32)] {
+            let section = &mut header[64 + n * 64..][..64];
+            section[4..8].copy_from_slice(&kind.to_le_bytes());
+            section[24..32].copy_from_slice(&256u64.to_le_bytes());
+            section[32..40].copy_from_slice(&(240 * 40_000_000u64).to_le_bytes());
+            section[40..44].copy_from_slice(&2u32.to_le_bytes());
+            section[56..64].copy_from_slice(&24u64.to_le_bytes());
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&header).unwrap();
+        file.set_len(size).unwrap();
+        let elf = ElfFile::parse(file).unwrap();
+        assert!(matches!(elf.symbols(&["recv"]), Err(ElfError::TooLarge)));
+    }
+
+    #[test]
+    fn a_file_truncated_after_parsing_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.so");
+        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        let elf = ElfFile::parse(File::open(&path).unwrap()).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        assert!(elf.symbols(&["main"]).is_err());
+        let code = elf.loads().iter().find(|l| l.executable).unwrap();
+        assert!(matches!(elf.read_vaddr(code.vaddr, &mut [0; 8]), Err(ElfError::Io(_))));
+    }
+}

@@ -1,0 +1,200 @@
+//! Who a process is.
+//!
+//! In: a pid. Out: a [`ProcessKey`] that stays unique when the kernel reuses the pid, and the [`Identity`] that
+//! target selection and service names are made from. Names come from the target as they are (invalid UTF-8
+//! replaced): whoever prints them escapes them.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+/// A process across pid reuse: no two processes share a pid and a start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessKey {
+    pub pid: u32,
+    /// Clock ticks since boot (field 22 of `/proc/PID/stat`); 0 = the process was gone before it could be read.
+    pub start_time: u64,
+}
+
+/// What `/proc` says about a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub key: ProcessKey,
+    pub ppid: u32,
+    /// The main thread's name, which the process can set.
+    pub comm: String,
+    /// Where the program was started from; `None` for kernel threads and without permission.
+    pub exe: Option<PathBuf>,
+    /// The arguments, which the process can overwrite; empty for zombies and kernel threads.
+    pub cmdline: Vec<String>,
+    /// The pid in each nested pid namespace, outermost first.
+    pub nspid: Vec<u32>,
+    /// The path in the unified cgroup hierarchy (or the first listed), empty if there is none.
+    pub cgroup: String,
+}
+
+/// Why a process could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("process {0} is gone")]
+    Gone(u32),
+    #[error("process {pid}: {file}: {source}")]
+    Io { pid: u32, file: &'static str, source: io::Error },
+    #[error("process {pid}: /proc/{pid}/stat is not understood")]
+    Stat { pid: u32 },
+}
+
+/// One line of at most 64 bytes of name and some fifty numbers.
+const STAT_MAX: u64 = 4096;
+/// Arguments serve to show and to derive a service's name; the rest of a long command line adds nothing.
+const CMDLINE_MAX: u64 = 16 * 1024;
+/// About 60 lines of fixed size.
+const STATUS_MAX: u64 = 64 * 1024;
+/// One line per hierarchy, paths of up to 4 KiB.
+const CGROUP_MAX: u64 = 64 * 1024;
+
+/// Reads at most `max` bytes of a file.
+pub(super) fn read_bounded(path: &str, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_proc(pid: u32, file: &'static str, max: u64) -> Result<Vec<u8>, IdentityError> {
+    read_bounded(&format!("/proc/{pid}/{file}"), max).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => IdentityError::Gone(pid),
+        _ => IdentityError::Io { pid, file, source },
+    })
+}
+
+/// Reads only what tells this process from an earlier or later one of the same pid.
+pub fn key(pid: u32) -> Result<ProcessKey, IdentityError> {
+    let stat = read_proc(pid, "stat", STAT_MAX)?;
+    let stat = parse_stat(&stat).ok_or(IdentityError::Stat { pid })?;
+    Ok(ProcessKey { pid, start_time: stat.start_time })
+}
+
+/// Reads everything. The parts besides `stat` may be missing (permissions, a process that just ended): those
+/// fields stay empty.
+pub fn read(pid: u32) -> Result<Identity, IdentityError> {
+    let bytes = read_proc(pid, "stat", STAT_MAX)?;
+    let stat = parse_stat(&bytes).ok_or(IdentityError::Stat { pid })?;
+    let status = read_proc(pid, "status", STATUS_MAX).unwrap_or_default();
+    let cgroup = read_proc(pid, "cgroup", CGROUP_MAX).unwrap_or_default();
+    let cmdline = read_proc(pid, "cmdline", CMDLINE_MAX).unwrap_or_default();
+    Ok(Identity {
+        key: ProcessKey { pid, start_time: stat.start_time },
+        ppid: stat.ppid,
+        comm: stat.comm,
+        exe: std::fs::read_link(format!("/proc/{pid}/exe")).ok(),
+        cmdline: parse_cmdline(&cmdline),
+        nspid: parse_nspid(&status),
+        cgroup: parse_cgroup(&cgroup),
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    comm: String,
+    ppid: u32,
+    start_time: u64,
+}
+
+/// `pid (comm) state ppid … starttime …`. The name may itself hold parentheses, spaces and newlines, so it ends
+/// at the *last* closing parenthesis.
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let open = memchr::memchr(b'(', bytes)?;
+    let close = memchr::memrchr(b')', bytes)?;
+    let comm = String::from_utf8_lossy(bytes.get(open + 1..close)?).into_owned();
+    let rest = std::str::from_utf8(bytes.get(close + 1..)?).ok()?;
+    // The first field after the name is number 3.
+    let mut fields = rest.split_ascii_whitespace();
+    let ppid = fields.nth(1)?.parse().ok()?;
+    let start_time = fields.nth(22 - 5)?.parse().ok()?;
+    Some(Stat { comm, ppid, start_time })
+}
+
+fn parse_cmdline(bytes: &[u8]) -> Vec<String> {
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    bytes.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
+}
+
+fn parse_nspid(status: &[u8]) -> Vec<u32> {
+    status
+        .split(|&b| b == b'\n')
+        .find_map(|line| line.strip_prefix(b"NSpid:"))
+        .and_then(|rest| std::str::from_utf8(rest).ok())
+        .map(|rest| rest.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
+        .unwrap_or_default()
+}
+
+/// Lines are `hierarchy:controllers:path`; hierarchy 0 is the unified one.
+fn parse_cgroup(bytes: &[u8]) -> String {
+    let mut lines = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    let first = lines.clone().next();
+    let line = lines.find(|line| line.starts_with(b"0::")).or(first).unwrap_or_default();
+    let path = line.splitn(3, |&b| b == b':').nth(2).unwrap_or_default();
+    String::from_utf8_lossy(path).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbered fields: the expected values can be read off the text.
+    fn stat_line(comm: &str) -> String {
+        let rest: Vec<String> = (4..=52).map(|n| (n * 10).to_string()).collect();
+        format!("1234 ({comm}) S {}\n", rest.join(" "))
+    }
+
+    #[test]
+    fn stat_fields_are_counted_after_the_last_parenthesis() {
+        for comm in ["cat", "a b", "x) R 1 2 3", "((", "\n) S 7 7", ""] {
+            let stat = parse_stat(stat_line(comm).as_bytes()).unwrap();
+            assert_eq!(stat, Stat { comm: comm.to_owned(), ppid: 40, start_time: 220 });
+        }
+    }
+
+    #[test]
+    fn a_truncated_stat_is_refused() {
+        for text in ["", "1", "1 (a", "1 (a)", "1 (a) S 1 2 3", "1 )a( S"] {
+            assert_eq!(parse_stat(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_split_at_nul_and_made_valid() {
+        assert_eq!(parse_cmdline(b""), Vec::<String>::new());
+        assert_eq!(parse_cmdline(b"\0"), Vec::<String>::new());
+        assert_eq!(parse_cmdline(b"a\0\0b c\0"), ["a", "", "b c"]);
+        assert_eq!(parse_cmdline(b"\xff\0x"), ["\u{fffd}", "x"]);
+    }
+
+    #[test]
+    fn the_unified_cgroup_is_preferred() {
+        assert_eq!(parse_cgroup(b"9:cpu:/a\n0::/b:c\n"), "/b:c");
+        assert_eq!(parse_cgroup(b"9:cpu:/a\n"), "/a");
+        assert_eq!(parse_cgroup(b""), "");
+        assert_eq!(parse_nspid(b"Name:\tx\nNSpid:\t77\t5\n"), [77, 5]);
+    }
+
+    #[test]
+    fn this_process_is_known_by_what_the_standard_library_says() {
+        let me = read(std::process::id()).unwrap();
+        assert_eq!(me.key, key(std::process::id()).unwrap());
+        assert!(me.key.start_time > 0);
+        assert_eq!(me.exe, Some(std::env::current_exe().unwrap()));
+        assert_eq!(me.cmdline, std::env::args().collect::<Vec<_>>());
+        assert_eq!(me.ppid, std::os::unix::process::parent_id());
+        assert_eq!(me.nspid.first(), Some(&std::process::id()));
+    }
+
+    #[test]
+    fn a_pid_that_cannot_exist_is_gone() {
+        // Above PID_MAX_LIMIT of every kernel.
+        assert!(matches!(read(u32::MAX), Err(IdentityError::Gone(u32::MAX))));
+    }
+}
