@@ -163,8 +163,37 @@ const VERSION: &str = "Py_Version";
 /// Keys from here on live in second-level blocks (glibc, `PTHREAD_KEY_2NDLEVEL_SIZE`).
 const FIRST_BLOCK_KEYS: u32 = 32;
 
+/// An interpreter's code in a process, before anything in its memory was read.
+struct Located {
+    version: Version,
+    release: String,
+    runtime: u64,
+    interpreter_loop: Range<u64>,
+}
+
 /// Looks for an interpreter. `Ok(None)`: the process is no Python.
 pub fn detect(pid: u32, maps: &Maps) -> Result<Option<PythonTarget>, PythonError> {
+    let Some(Located { version, release, runtime, interpreter_loop }) = locate(pid, maps)? else {
+        return Ok(None);
+    };
+    let layout = layout(version).ok_or(PythonError::Unsupported { version })?;
+    Ok(Some(PythonTarget {
+        version,
+        release,
+        runtime,
+        interpreter_loop,
+        tss_key: read_key(&ProcessMemory::new(pid), runtime, layout)?,
+        tss_block: thread_data_block(pid, maps)?,
+        offsets: layout.walk,
+    }))
+}
+
+/// Only the version, which needs no look into memory.
+pub fn version(pid: u32, maps: &Maps) -> Result<Option<Version>, PythonError> {
+    Ok(locate(pid, maps)?.map(|found| found.version))
+}
+
+fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
     for mapping in candidates(pid, maps) {
         let elf = open_elf(pid, mapping)?;
         let found = elf.symbols(&[RUNTIME, LOOP, VERSION]).map_err(|source| elf_error(mapping, source))?;
@@ -184,17 +213,12 @@ pub fn detect(pid: u32, maps: &Maps) -> Result<Option<PythonTarget>, PythonError
                 None => continue,
             },
         };
-        let layout = layout(version).ok_or(PythonError::Unsupported { version })?;
-        let runtime = runtime.value.wrapping_add(bias);
         let start = code.value.wrapping_add(bias);
-        return Ok(Some(PythonTarget {
+        return Ok(Some(Located {
             version,
             release,
-            runtime,
+            runtime: runtime.value.wrapping_add(bias),
             interpreter_loop: start..start.wrapping_add(code.size),
-            tss_key: read_key(&ProcessMemory::new(pid), runtime, layout)?,
-            tss_block: thread_data_block(pid, maps)?,
-            offsets: layout.walk,
         }));
     }
     Ok(None)

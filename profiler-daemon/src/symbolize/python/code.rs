@@ -1,0 +1,157 @@
+//! Code objects, read from a process's memory.
+//!
+//! In: the address of a code object and the checksum the kernel side took when it saw the frame. Out: the
+//! function's name, file, first line and line table. The process runs on meanwhile and may free the object: the
+//! checksum is compared before and after everything else is read.
+
+use std::sync::Arc;
+
+use profiler_common::code_check;
+
+use super::linetable::line_at;
+use crate::process::memory::{Memory, ReadError};
+use crate::process::python::CodeLayout;
+use crate::symbolize::text::clean;
+
+/// What does not change during a code object's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Code {
+    pub check: u32,
+    pub qualname: Arc<str>,
+    pub filename: Arc<str>,
+    pub first_line: u32,
+    linetable: Box<[u8]>,
+}
+
+/// Why a code object could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodeError {
+    #[error(transparent)]
+    Memory(#[from] ReadError),
+    /// Another object, or none, lies at the address by now.
+    #[error("reused")]
+    Reused,
+    #[error("damaged")]
+    Damaged,
+}
+
+/// Characters of a name that are read; more are shown of none.
+const TEXT_MAX: usize = 1024;
+/// The longest line tables of generated code are some tens of KiB.
+const LINETABLE_MAX: usize = 256 * 1024;
+/// From here on an offset is a negative number in 28 bits.
+const NEGATIVE: u32 = 1 << 27;
+
+impl Code {
+    /// Reads the code object at `address` if its checksum is `check`.
+    pub fn read(
+        memory: &impl Memory,
+        layout: &CodeLayout,
+        address: u64,
+        check: u32,
+    ) -> Result<Self, CodeError> {
+        let head = Head::read(memory, layout, address)?;
+        if head.check() != check {
+            return Err(CodeError::Reused);
+        }
+        let qualname = read_text(memory, layout, head.qualname)?;
+        let filename = read_text(memory, layout, head.filename)?;
+        let linetable = read_bytes(memory, layout, head.linetable)?;
+        if Head::read(memory, layout, address)? != head {
+            return Err(CodeError::Reused);
+        }
+        Ok(Self { check, qualname, filename, first_line: head.first_line, linetable })
+    }
+
+    /// The line being executed, from the byte offset of the frame's instruction pointer (`prev_instr` in 3.11).
+    ///
+    /// That pointer is the instruction being executed, or the last cache entry of one that is in a call; both are
+    /// covered by the instruction's own entry in the table. Before a frame's first instruction it points one code
+    /// unit before the byte code.
+    pub fn line(&self, lasti: u32) -> u32 {
+        if lasti >= NEGATIVE { self.first_line } else { line_at(&self.linetable, self.first_line, lasti) }
+    }
+
+    /// Bytes it occupies, about.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.linetable.len() + self.qualname.len() + self.filename.len()
+    }
+}
+
+/// The fields that matter, in one read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Head {
+    argcount: u32,
+    kwonly: u32,
+    flags: u32,
+    first_line: u32,
+    filename: u64,
+    qualname: u64,
+    linetable: u64,
+}
+
+impl Head {
+    fn read(memory: &impl Memory, layout: &CodeLayout, address: u64) -> Result<Self, CodeError> {
+        let mut bytes = [0; 256];
+        let bytes = bytes.get_mut(..layout.size.into()).ok_or(CodeError::Damaged)?;
+        memory.read(address, bytes)?;
+        let int = |at: u16| field::<4>(bytes, at.into()).map(u32::from_le_bytes);
+        let pointer = |at: u16| field::<8>(bytes, at.into()).map(u64::from_le_bytes);
+        Ok(Self {
+            argcount: int(layout.argcount)?,
+            kwonly: int(layout.kwonly)?,
+            flags: int(layout.flags)?,
+            first_line: int(layout.firstline)?,
+            filename: pointer(layout.filename)?,
+            qualname: pointer(layout.qualname)?,
+            linetable: pointer(layout.linetable)?,
+        })
+    }
+
+    fn check(&self) -> u32 {
+        code_check(self.argcount, self.kwonly, self.flags, self.first_line)
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], CodeError> {
+    bytes.get(at..at + N).and_then(|b| b.try_into().ok()).ok_or(CodeError::Damaged)
+}
+
+/// Reads a `str`: one of the compact forms, which are all that a compiler makes.
+fn read_text(memory: &impl Memory, layout: &CodeLayout, address: u64) -> Result<Arc<str>, CodeError> {
+    let mut head = [0; 64];
+    let head = head.get_mut(..usize::from(layout.text_state) + 4).ok_or(CodeError::Damaged)?;
+    memory.read(address, head)?;
+    let length = u64::from_le_bytes(field(head, layout.text_length.into())?);
+    let state = u32::from_le_bytes(field(head, layout.text_state.into())?);
+    // struct { interned: 2; kind: 3; compact: 1; ascii: 1; ready: 1; }
+    let (kind, compact, ascii) = ((state >> 2 & 7) as usize, state >> 5 & 1 == 1, state >> 6 & 1 == 1);
+    if !compact || !matches!(kind, 1 | 2 | 4) || length > i64::MAX as u64 {
+        return Err(CodeError::Damaged);
+    }
+    let count = usize::try_from(length).unwrap_or(usize::MAX).min(TEXT_MAX);
+    let mut bytes = vec![0; count * kind];
+    let data = if ascii { layout.text_ascii } else { layout.text_compact };
+    memory.read(address.wrapping_add(data.into()), &mut bytes)?;
+    // Lone surrogates (file names that are not UTF-8) become replacement characters.
+    let text: String = bytes
+        .chunks_exact(kind)
+        .map(|unit| {
+            let mut wide = [0; 4];
+            wide[..kind].copy_from_slice(unit);
+            char::from_u32(u32::from_le_bytes(wide)).unwrap_or(char::REPLACEMENT_CHARACTER)
+        })
+        .collect();
+    Ok(clean(&text).into())
+}
+
+fn read_bytes(memory: &impl Memory, layout: &CodeLayout, address: u64) -> Result<Box<[u8]>, CodeError> {
+    let size = memory.read_u64(address.wrapping_add(layout.bytes_size.into()))?;
+    let size = usize::try_from(size).ok().filter(|&n| n <= LINETABLE_MAX).ok_or(CodeError::Damaged)?;
+    let mut bytes = vec![0; size].into_boxed_slice();
+    memory.read(address.wrapping_add(layout.bytes_data.into()), &mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;
