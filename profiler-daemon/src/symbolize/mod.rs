@@ -32,6 +32,7 @@ use rustc_hash::FxHashMap;
 
 pub use reason::Reason;
 
+use crate::process::elf::ElfFile;
 use crate::process::identity::ProcessKey;
 use crate::process::memory::Memory;
 use crate::profile::{Frame, FrameKind};
@@ -348,14 +349,13 @@ fn cut(reason: Reason) -> Resolved {
     Resolved { frames: Box::default(), kind: ResolvedKind::Cut(reason) }
 }
 
-/// Whether a call precedes a return address, by the file. The bytes may cross into the page before, never into
-/// another segment.
-fn call_site(elf: &crate::process::elf::ElfFile, vaddr: u64) -> bool {
+/// Whether a call precedes a return address, by the file. At the start of a segment there are fewer bytes to see.
+fn call_site(elf: &ElfFile, vaddr: u64) -> bool {
     let mut bytes = [0; native::CALL_MAX];
     (2..=native::CALL_MAX).rev().any(|length| {
-        let bytes = &mut bytes[..length];
-        let read = vaddr.checked_sub(length as u64).map(|start| elf.read_vaddr(start, bytes));
-        matches!(read, Some(Ok(()))) && native::ends_in_call(bytes)
+        let Some(start) = vaddr.checked_sub(length as u64) else { return false };
+        let before = &mut bytes[..length];
+        elf.read_vaddr(start, before).is_ok() && native::ends_in_call(before)
     })
 }
 

@@ -165,6 +165,9 @@ impl Process {
             return Ok(known.clone());
         }
         let layout = self.layout().ok_or(Reason::NoInterpreter)?;
+        if !self.is_current() {
+            return Err(Reason::Gone);
+        }
         let code = Rc::new(Code::read(&self.memory, layout, raw.address, raw.check)?);
         self.codes.insert(raw.address, code.clone());
         self.code_bytes += code.size();
