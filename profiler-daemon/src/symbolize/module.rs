@@ -1,0 +1,206 @@
+//! The files that native code comes from.
+//!
+//! In: a mapping of a process. Out: a [`Module`]: one per distinct file on this host, whoever maps it. Files are
+//! told apart by device, inode, size and time, not by build id: a target could forge the build id of libc and then
+//! name other processes' frames.
+//!
+//! blazesym maps the files it reads, and whoever may write to a file can truncate it meanwhile, which ends the
+//! reader with SIGBUS. So a file that anyone but this host's root could change is copied first.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+
+use super::reason::Reason;
+use crate::process::elf::{ElfFile, FileId};
+use crate::process::maps::{Mapping, Maps, open};
+use crate::process::memory::{Memory, ProcessMemory};
+
+/// A file with code.
+#[derive(Debug)]
+pub(super) struct Module {
+    /// Unique in this daemon's life.
+    pub(super) id: u32,
+    /// The file's name without its directories.
+    pub(super) name: String,
+    pub(super) elf: ElfFile,
+    /// Where blazesym finds the bytes, as long as this module lives.
+    pub(super) path: PathBuf,
+    /// Whether its debug information may be read.
+    pub(super) debug: bool,
+    /// Bytes held in memory by the copy.
+    copied: u64,
+}
+
+/// Files open at once. A Python process maps 50 to 200.
+const MODULES_MAX: usize = 1024;
+/// Largest file that is copied, and the sum of all copies: copies are memory.
+const COPY_MAX: u64 = 64 << 20;
+const COPIES_MAX: u64 = 256 << 20;
+/// Largest file whose debug information is read, and most bytes that it may inflate to.
+const DEBUG_MAX: u64 = 512 << 20;
+
+/// All modules in use.
+#[derive(Debug, Default)]
+pub(super) struct Modules {
+    known: FxHashMap<FileId, Rc<Module>>,
+    vdso: Option<Rc<Module>>,
+    next: u32,
+}
+
+impl Modules {
+    /// The module behind a mapping.
+    pub(super) fn get(&mut self, pid: u32, mapping: &Mapping) -> Result<Rc<Module>, Reason> {
+        if !mapping.is_file() {
+            let vdso = mapping.path.as_os_str() == "[vdso]";
+            return if vdso { self.vdso() } else { Err(Reason::Anonymous) };
+        }
+        let file = open(pid, mapping).map_err(|error| {
+            tracing::debug!(pid, %error, "cannot open a mapped file");
+            Reason::Unopened
+        })?;
+        let id = FileId::of(&file).map_err(|_| Reason::Unopened)?;
+        if let Some(module) = self.known.get(&id) {
+            return Ok(module.clone());
+        }
+        self.make_room()?;
+        let trusted = only_root_can_change(&file, mapping);
+        let (file, copied) = if trusted { (file, 0) } else { self.copy(&file, id.size)? };
+        let module = Rc::new(self.load(file, mapping.file_name(), copied)?);
+        self.known.insert(id, module.clone());
+        Ok(module)
+    }
+
+    /// Modules that no process uses any more.
+    pub(super) fn sweep(&mut self) -> Vec<Rc<Module>> {
+        let unused = |module: &Rc<Module>| Rc::strong_count(module) == 1;
+        let ids: Vec<FileId> = self.known.iter().filter(|(_, m)| unused(m)).map(|(id, _)| *id).collect();
+        ids.iter().filter_map(|id| self.known.remove(id)).collect()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.known.len() >= MODULES_MAX
+    }
+
+    fn make_room(&self) -> Result<(), Reason> {
+        if self.is_full() { Err(Reason::TooManyFiles) } else { Ok(()) }
+    }
+
+    fn load(&mut self, file: File, name: String, copied: u64) -> Result<Module, Reason> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let elf = ElfFile::parse(file).map_err(|error| {
+            tracing::debug!(name, %error, "not a usable ELF file");
+            Reason::Damaged
+        })?;
+        let debug = elf.id().size <= DEBUG_MAX && elf.debug_fits(DEBUG_MAX);
+        self.next += 1;
+        Ok(Module { id: self.next, name, elf, path, debug, copied })
+    }
+
+    /// The kernel maps the same code into every process: our own stands for all.
+    fn vdso(&mut self) -> Result<Rc<Module>, Reason> {
+        if let Some(module) = &self.vdso {
+            return Ok(module.clone());
+        }
+        let maps = Maps::read(std::process::id()).map_err(|_| Reason::Unopened)?;
+        let mapping = maps.iter().find(|m| m.path.as_os_str() == "[vdso]").ok_or(Reason::Anonymous)?;
+        // Two to eight pages on every architecture.
+        let mut bytes = vec![0; (mapping.end - mapping.start).min(1 << 20) as usize];
+        ProcessMemory::new(std::process::id())
+            .read(mapping.start, &mut bytes)
+            .map_err(|_| Reason::Unopened)?;
+        let file = anonymous_file(&mut bytes.as_slice()).map_err(|_| Reason::Unopened)?;
+        let module = Rc::new(self.load(file, "[vdso]".to_owned(), bytes.len() as u64)?);
+        self.vdso = Some(module.clone());
+        Ok(module)
+    }
+
+    fn copy(&self, file: &File, size: u64) -> Result<(File, u64), Reason> {
+        let copied: u64 = self.known.values().map(|m| m.copied).sum();
+        if size > COPY_MAX || copied + size > COPIES_MAX {
+            return Err(Reason::TooLarge);
+        }
+        let copy = anonymous_file(&mut file.take(size)).map_err(|_| Reason::Unopened)?;
+        Ok((copy, size))
+    }
+}
+
+/// Whether a file is root's alone to write, and lies in this daemon's own file system at that path: "root" inside a
+/// container may be anyone's.
+fn only_root_can_change(file: &File, mapping: &Mapping) -> bool {
+    let (Ok(theirs), Ok(ours)) = (file.metadata(), std::fs::metadata(&mapping.path)) else { return false };
+    let same = (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino());
+    same && theirs.uid() == 0 && theirs.mode() & 0o022 == 0
+}
+
+fn anonymous_file(bytes: &mut impl Read) -> io::Result<File> {
+    // SAFETY: a NUL-terminated name.
+    let fd = unsafe { libc::memfd_create(c"module".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    io::copy(bytes, &mut file)?;
+    file.flush()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_mapping(name: &str) -> Mapping {
+        let maps = Maps::read(std::process::id()).unwrap();
+        maps.iter().find(|m| m.executable && m.file_name().starts_with(name)).unwrap().clone()
+    }
+
+    #[test]
+    fn one_module_per_file() {
+        let mut modules = Modules::default();
+        let mapping = own_mapping("libc.so");
+        let a = modules.get(std::process::id(), &mapping).unwrap();
+        let b = modules.get(std::process::id(), &mapping).unwrap();
+        assert!(Rc::ptr_eq(&a, &b));
+        assert!(modules.sweep().is_empty());
+        drop((a, b));
+        assert_eq!(modules.sweep().len(), 1);
+        assert!(modules.known.is_empty());
+    }
+
+    #[test]
+    fn the_vdso_has_symbols() {
+        let vdso = Modules::default().get(std::process::id(), &own_mapping("[vdso]")).unwrap();
+        assert!(vdso.elf.symbols(&["__vdso_clock_gettime"]).unwrap().len() == 1);
+    }
+
+    #[test]
+    fn files_of_others_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lib.so");
+        let mapping = own_mapping("libc.so");
+        std::fs::copy(&mapping.path, &path).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        // At an address where nothing is mapped, so that the path decides.
+        let mut mapping =
+            Mapping { start: 0x1000, end: 0x2000, inode, path: path.as_path().into(), ..mapping };
+        std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap_or_else(|_| {
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        });
+        let mut modules = Modules::default();
+        let module = modules.get(std::process::id(), &mapping).unwrap();
+        assert_eq!(module.copied, module.elf.id().size);
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        assert!(module.elf.symbols(&["recv"]).unwrap().contains_key("recv"));
+
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(COPY_MAX + 1).unwrap();
+        assert_eq!(modules.get(std::process::id(), &mapping).unwrap_err(), Reason::TooLarge);
+        mapping.inode += 1;
+        assert_eq!(modules.get(std::process::id(), &mapping).unwrap_err(), Reason::Unopened);
+    }
+}

@@ -1,0 +1,75 @@
+//! Why a frame has no name.
+
+use crate::process::memory::ReadError;
+
+use super::python::code::CodeError;
+
+/// Why a frame could not be resolved; a label of `reqprof_unwind_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The address is in no mapping of the process.
+    Unmapped,
+    /// The mapping has no file: code made at run time.
+    Anonymous,
+    /// The file cannot be opened, is no regular file, or is not what was mapped.
+    Unopened,
+    /// The file is not an ELF file that is understood.
+    Damaged,
+    /// The file could be truncated by others while it is read, and is too large to copy.
+    TooLarge,
+    /// More files in use at once than are kept open.
+    TooManyFiles,
+    /// The file has no symbol there.
+    NoSymbol,
+    /// A guessed return address has no call before it: the guess, and what was guessed from it, is dropped.
+    NoCallSite,
+    /// Kernel addresses are hidden (`kptr_restrict`, no CAP_SYSLOG) or unknown.
+    NoKernelSymbol,
+    /// The interpreter is of a version that is not supported, or cannot be found.
+    NoInterpreter,
+    /// Another object lies at the code object's address by now.
+    Reused,
+    /// The code object makes no sense.
+    DamagedCode,
+    /// The code object cannot be read (freed, or paged out).
+    Fault,
+    /// The process ended before its code object was read.
+    Gone,
+    /// No permission to read the process's memory.
+    Denied,
+}
+
+impl Reason {
+    /// The name used as a label and in frames.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unmapped => "unmapped",
+            Self::Anonymous => "anonymous",
+            Self::Unopened => "unopened",
+            Self::Damaged => "damaged_file",
+            Self::TooLarge => "too_large",
+            Self::TooManyFiles => "too_many_files",
+            Self::NoSymbol => "no_symbol",
+            Self::NoCallSite => "no_call_site",
+            Self::NoKernelSymbol => "no_kernel_symbol",
+            Self::NoInterpreter => "no_interpreter",
+            Self::Reused => "reused",
+            Self::DamagedCode => "damaged_code",
+            Self::Fault => "fault",
+            Self::Gone => "gone",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+impl From<CodeError> for Reason {
+    fn from(error: CodeError) -> Self {
+        match error {
+            CodeError::Reused => Self::Reused,
+            CodeError::Damaged => Self::DamagedCode,
+            CodeError::Memory(ReadError::Gone) => Self::Gone,
+            CodeError::Memory(ReadError::Denied) => Self::Denied,
+            CodeError::Memory(ReadError::Fault | ReadError::Os(_)) => Self::Fault,
+        }
+    }
+}

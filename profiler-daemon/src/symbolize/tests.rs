@@ -1,0 +1,243 @@
+//! Whole stacks, over live processes. Oracles: the loader, `/proc/kallsyms`, the interpreter.
+
+use super::*;
+use crate::process::identity;
+use crate::process::maps::Maps;
+use crate::process::memory::ProcessMemory;
+use crate::process::python::detect;
+use crate::process::python::tests::{Python, interpreters, walk};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+
+fn me() -> ProcessKey {
+    identity::key(std::process::id()).unwrap()
+}
+
+fn leaf(address: u64) -> RawFrame {
+    RawFrame::new(FRAME_NATIVE_LEAF, address, 0, 0)
+}
+
+fn caller(address: u64) -> RawFrame {
+    RawFrame::new(FRAME_NATIVE_CALLER, address, 0, 0)
+}
+
+fn resolve(symbolizer: &mut Symbolizer, key: ProcessKey, user: &[RawFrame]) -> (Vec<Arc<Frame>>, Outcome) {
+    let mut out = vec![symbolizer.interner.bare(FrameKind::Native, "left over from the last stack", "")];
+    let outcome = symbolizer.resolve(key, &[], user, &mut out);
+    (out, outcome)
+}
+
+fn names(stack: &[Arc<Frame>]) -> Vec<&str> {
+    stack.iter().map(|f| &*f.name).collect()
+}
+
+fn count(symbolizer: &Symbolizer, kind: FrameKind, reason: Reason) -> u64 {
+    symbolizer.counters().filter(|c| (c.0, c.1) == (kind, reason)).map(|c| c.2).sum()
+}
+
+#[inline(never)]
+fn called_function(n: u64) -> u64 {
+    std::hint::black_box(n) + 1
+}
+
+#[inline(never)]
+fn calling_function(n: u64) -> u64 {
+    called_function(n) + called_function(n + 1)
+}
+
+/// The first return address in a function, found by decoding it.
+fn return_address(function: fn(u64) -> u64) -> u64 {
+    let start = function as usize as u64;
+    let mut code = [0; 128];
+    ProcessMemory::new(std::process::id()).read(start, &mut code).unwrap();
+    let mut decoder = Decoder::with_ip(64, &code, start, DecoderOptions::NONE);
+    decoder.iter().find(|i| i.flow_control() == FlowControl::Call).unwrap().next_ip()
+}
+
+#[test]
+fn native_frames_have_names_files_and_lines() {
+    std::hint::black_box(calling_function(1));
+    let mut symbolizer = Symbolizer::default();
+    let user = [leaf(called_function as *const () as u64), caller(return_address(calling_function))];
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &user);
+    assert_eq!(outcome, Outcome::default());
+    let found = names(&stack);
+    assert!(found.len() == 2 && found[0].ends_with("::calling_function"), "{found:?}");
+    assert!(found[1].ends_with("::called_function"), "{found:?}");
+    for frame in &stack {
+        assert!(
+            frame.file.ends_with("symbolize/tests.rs") && frame.line > 0 && frame.kind == FrameKind::Native
+        );
+    }
+    // Equal stacks are the same frames.
+    let (again, _) = resolve(&mut symbolizer, me(), &user);
+    assert!(stack.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
+}
+
+#[test]
+fn libc_names_are_those_of_the_loader() {
+    let mut symbolizer = Symbolizer::default();
+    let maps = Maps::read(std::process::id()).unwrap();
+    for name in [c"qsort", c"strtoul", c"getenv", c"pthread_create"] {
+        // SAFETY: a NUL-terminated name.
+        let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as u64;
+        let (stack, outcome) = resolve(&mut symbolizer, me(), &[leaf(address + 1)]);
+        assert_eq!((stack.len(), outcome.unresolved), (1, 0));
+        // Debug information, where it is installed, has internal names: `__GI_qsort`.
+        assert!(stack[0].name.contains(name.to_str().unwrap()), "{:?}", stack[0]);
+        let module = maps.lookup(address).unwrap().file_name();
+        assert!(stack[0].line > 0 || *stack[0].file == *module, "{:?}", stack[0]);
+    }
+}
+
+#[test]
+fn wrong_guesses_cut_the_native_chain_and_no_more() {
+    let mut symbolizer = Symbolizer::default();
+    let good = caller(return_address(calling_function));
+    let no_call = caller(calling_function as *const () as u64 + 1);
+    let data = caller(&raw const symbolizer as u64);
+    let nothing = caller(0x10);
+    for bad in [no_call, data, nothing] {
+        let user = [leaf(called_function as *const () as u64), good, bad, good, good];
+        let (stack, outcome) = resolve(&mut symbolizer, me(), &user);
+        assert_eq!((stack.len(), outcome), (2, Outcome { unresolved: 0, cut: 3 }));
+        // A Python frame is no guess: what is native below it starts anew.
+        let python = RawFrame::new(FRAME_PYTHON, 0x10, 0, 0);
+        let (stack, outcome) = resolve(&mut symbolizer, me(), &[good, bad, good, python, good]);
+        assert_eq!((stack.len(), outcome), (3, Outcome { unresolved: 1, cut: 2 }));
+        assert_eq!(&*stack[1].name, "<python code 0x10: no_interpreter>");
+    }
+    assert_eq!(count(&symbolizer, FrameKind::Native, Reason::NoCallSite), 2);
+    assert_eq!(count(&symbolizer, FrameKind::Native, Reason::Unmapped), 4);
+    assert_eq!(count(&symbolizer, FrameKind::Python, Reason::NoInterpreter), 3);
+}
+
+#[test]
+fn frames_without_a_name_say_so() {
+    let mut symbolizer = Symbolizer::default();
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &[leaf(0x10)]);
+    assert_eq!((names(&stack), outcome.unresolved), (vec!["[unmapped]"], 1));
+
+    // Code made at run time.
+    // SAFETY: a fresh private mapping of one page.
+    let page = unsafe {
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if page == libc::MAP_FAILED {
+        eprintln!("SKIPPED: no mapping is both writable and executable here");
+        return;
+    }
+    // SAFETY: within the page: call *%rax, twenty bytes in.
+    unsafe { page.cast::<u8>().add(20).copy_from([0xff, 0xd0].as_ptr(), 2) };
+    let code = page as u64;
+    // The map was read a moment ago; another look is not due yet, and a new symbolizer has none.
+    let mut symbolizer = Symbolizer::default();
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &[leaf(code + 16), caller(code + 22)]);
+    assert_eq!((names(&stack), outcome.unresolved), (vec!["[anon]+0x15", "[anon]+0x10"], 2));
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &[leaf(code + 16), caller(code + 40)]);
+    assert_eq!((stack.len(), outcome), (1, Outcome { unresolved: 1, cut: 1 }));
+    // SAFETY: the page mapped above, which nothing refers to any more.
+    unsafe { libc::munmap(page, 4096) };
+}
+
+#[test]
+fn kernel_frames_come_last() {
+    let text = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let find = |name: &str| {
+        let line = text.lines().find(|l| l.ends_with(name))?;
+        u64::from_str_radix(line.split(' ').next()?, 16).ok().filter(|&address| address != 0)
+    };
+    let mut symbolizer = Symbolizer::default();
+    let mut out = Vec::new();
+    let user = [leaf(called_function as *const () as u64)];
+    let (Some(inner), Some(outer)) = (find(" T schedule"), find(" T wake_up_process")) else {
+        eprintln!("SKIPPED: kernel addresses are hidden");
+        symbolizer.resolve(me(), &[0xffff_ffff_8100_0000], &user, &mut out);
+        assert_eq!(names(&out)[1], "[kernel]");
+        return;
+    };
+    let outcome = symbolizer.resolve(me(), &[inner, outer + 5, 0x42], &user, &mut out);
+    assert_eq!(names(&out)[1..], ["[kernel]", "wake_up_process", "schedule"]);
+    assert!(out[1..].iter().all(|f| f.kind == FrameKind::Kernel));
+    assert_eq!(outcome, Outcome { unresolved: 1, cut: 0 });
+    assert_eq!(count(&symbolizer, FrameKind::Kernel, Reason::NoKernelSymbol), 1);
+}
+
+const SCRIPT: &str = "
+import sys, threading
+def inner():
+    print(threading.get_ident(), flush=True)
+    print('ready', flush=True)
+    sys.stdin.readline()
+def outer():
+    inner()
+outer()
+";
+
+#[test]
+fn python_stacks_outlive_their_process() {
+    for interpreter in interpreters() {
+        let mut python = Python::start(&interpreter, SCRIPT);
+        let key = identity::key(python.pid()).unwrap();
+        let target = detect(key.pid, &Maps::read(key.pid).unwrap()).unwrap().unwrap();
+        let memory = ProcessMemory::new(key.pid);
+        let mut user = walk(&target, &memory, python.output[0].parse().unwrap());
+        // Where the kernel side was told that the loop is.
+        user.insert(0, leaf(target.interpreter_loop.start + 4));
+
+        let mut symbolizer = Symbolizer::default();
+        let (stack, outcome) = resolve(&mut symbolizer, key, &user);
+        assert_eq!((names(&stack), outcome), (vec!["<module>", "outer", "inner"], Outcome::default()));
+        let lines: Vec<_> = stack.iter().map(|f| (f.line, f.first_line, &*f.file)).collect();
+        assert_eq!(lines, [(9, 1, "<string>"), (8, 7, "<string>"), (6, 3, "<string>")]);
+        // Alone, the loop is all there is to show.
+        let (stack_of_loop, _) = resolve(&mut symbolizer, key, &user[..1]);
+        assert!(stack_of_loop[0].name.starts_with("_PyEval_EvalFrameDefault"));
+
+        // Something else than what the kernel side saw.
+        let mut other = user[1];
+        other.check ^= 1;
+        let (reused, _) = resolve(&mut symbolizer, key, &[other]);
+        assert_eq!(*reused[0].name, *format!("<python code {:#x}: reused>", other.address));
+
+        let child = ProcessKey { pid: i32::MAX as u32, start_time: 0 };
+        symbolizer.forked(key, child);
+        python.finish();
+        for key in [key, child] {
+            let (again, outcome) = resolve(&mut symbolizer, key, &user);
+            assert_eq!(outcome, Outcome::default());
+            assert!(stack.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
+            // Another instruction of a known code object.
+            let start = RawFrame::new(FRAME_PYTHON, user[1].address, 0, user[1].check);
+            assert_eq!(resolve(&mut symbolizer, key, &[start]).0[0].line, 3);
+            // An unknown one of a process that is gone.
+            let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
+            let (stack, outcome) = resolve(&mut symbolizer, key, &[unknown]);
+            assert_eq!((names(&stack), outcome.unresolved), (vec!["<python code 0x1234: gone>"], 1));
+        }
+        symbolizer.exited(key);
+        let (stack, _) = resolve(&mut symbolizer, key, &user[1..2]);
+        assert!(stack[0].name.starts_with("<python code"));
+    }
+}
+
+#[test]
+fn a_pid_that_was_reused_is_not_asked() {
+    // Our own pid, and a start time that is not ours: a process that ended before.
+    let earlier = ProcessKey { start_time: me().start_time + 1, ..me() };
+    let mut symbolizer = Symbolizer::default();
+    let (stack, _) = resolve(&mut symbolizer, earlier, &[leaf(called_function as *const () as u64)]);
+    assert_eq!(names(&stack), ["[unmapped]"]);
+}
+
+#[test]
+fn the_number_of_processes_is_bounded() {
+    let mut symbolizer = Symbolizer::default();
+    for n in 0..2 * PROCESSES_MAX as u32 {
+        let key = ProcessKey { pid: i32::MAX as u32 - n, start_time: 0 };
+        resolve(&mut symbolizer, key, &[leaf(0x10)]);
+    }
+    assert_eq!(symbolizer.processes.len(), PROCESSES_MAX);
+    let newest = ProcessKey { pid: i32::MAX as u32 - 2 * PROCESSES_MAX as u32 + 1, start_time: 0 };
+    assert!(symbolizer.processes.contains_key(&newest));
+}
