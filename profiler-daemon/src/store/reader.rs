@@ -1,0 +1,377 @@
+//! Reading what is stored: lists, single requests, profiles, and sums over routes.
+//!
+//! Readers have connections of their own, so they see a consistent state and never wait for the writer. Every answer
+//! is bounded: in rows, in merged profiles, in distinct routes.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::counters::Counters;
+use super::filter::{BadCursor, Cursor, Filter, RequestId, Sort};
+use super::row::{self, natural};
+use super::writer::MAX_PROFILE_BYTES;
+use crate::profile::{DecodeError, Profile};
+use crate::record::{OffCpu, RequestRecord};
+
+/// Queries that run at the same time; a query keeps one core busy.
+const CONNECTIONS: usize = 4;
+/// How long a query waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Profiles in a merged profile: decoding them takes a second or two, and more would not change the picture.
+pub(super) const MAX_MERGED: usize = 2_000;
+/// Rows of one page of a list.
+pub(super) const MAX_ROWS: usize = 1_000;
+/// Distinct routes in an answer; requests of others are summed up as `_OTHER`.
+const MAX_ROUTES: usize = 10_000;
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("too many queries at once")]
+    Busy,
+    #[error(transparent)]
+    BadCursor(#[from] BadCursor),
+    #[error("the store cannot be read: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("the stored profile cannot be unpacked: {0}")]
+    Unpack(#[from] std::io::Error),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    pub records: Vec<RequestRecord>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<String>,
+}
+
+/// The profiles of many requests in one.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    pub profile: Profile,
+    /// Requests whose profiles are in it.
+    pub merged: u64,
+    /// Profiles that could not be read.
+    pub unreadable: u64,
+    /// Older requests matched too, but the number of merged profiles is bounded.
+    pub truncated: bool,
+}
+
+/// What the stored requests of one route of one service add up to. Percentiles are of the nearest rank.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RouteStats {
+    pub service: String,
+    pub route: String,
+    pub count: u64,
+    /// Responses with status 5xx.
+    pub errors: u64,
+    pub p50_ns: u64,
+    pub p95_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
+    /// Sum of the durations.
+    pub total_ns: u64,
+    /// Sums over the requests for which it is known; `None` when it is for none.
+    pub on_cpu_ns: Option<u64>,
+    pub off_cpu_ns: Option<OffCpu>,
+    /// CPU time that the samples stand for; `None` when nothing was sampled.
+    pub sampled_cpu_ns: Option<u64>,
+    pub samples: u64,
+    /// Requests with a stored profile.
+    pub profiles: u64,
+}
+
+/// A way to read. Clones share a few connections.
+#[derive(Clone)]
+pub struct Reader {
+    pool: Arc<Pool>,
+    counters: Arc<Counters>,
+}
+
+struct Pool {
+    free: Receiver<Connection>,
+    back: Sender<Connection>,
+}
+
+/// A connection that returns to the pool when dropped.
+struct Borrowed<'a> {
+    connection: Option<Connection>,
+    pool: &'a Pool,
+}
+
+impl Deref for Borrowed<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // Never full: the channel has room for every connection there is.
+            let _ = self.pool.back.try_send(connection);
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn open(path: &Path, counters: Arc<Counters>) -> rusqlite::Result<Self> {
+        let (back, free) = bounded(CONNECTIONS);
+        for _ in 0..CONNECTIONS {
+            let connection = Connection::open_with_flags(
+                path,
+                OpenFlags::SQLITE_OPEN_READ_ONLY
+                    | OpenFlags::SQLITE_OPEN_NO_MUTEX
+                    | OpenFlags::SQLITE_OPEN_NOFOLLOW,
+            )?;
+            connection.busy_timeout(PATIENCE)?;
+            connection.pragma_update(None, "trusted_schema", false)?;
+            // Cannot fail: the channel was made for this many.
+            let _ = back.try_send(connection);
+        }
+        Ok(Self { pool: Arc::new(Pool { free, back }), counters })
+    }
+
+    /// The store's totals and its state.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn borrow(&self) -> Result<Borrowed<'_>, ReadError> {
+        let connection = self.pool.free.recv_timeout(PATIENCE).map_err(|_| ReadError::Busy)?;
+        Ok(Borrowed { connection: Some(connection), pool: &self.pool })
+    }
+
+    /// One page of matching requests; `limit` is at most 1,000 rows.
+    pub fn list(
+        &self,
+        filter: &Filter,
+        sort: Sort,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Page, ReadError> {
+        let limit = limit.min(MAX_ROWS);
+        let (mut sql, mut values) = filter.sql();
+        let (keys, marks) =
+            if sort.by_duration() { ("duration_ns, start, id", "?, ?, ?") } else { ("start, id", "?, ?") };
+        if let Some(text) = cursor {
+            let Cursor { duration_ns, start, id } = Cursor::decode(text, sort)?;
+            let beyond = if sort.descending() { "<" } else { ">" };
+            sql.push_str(&format!(" AND ({keys}) {beyond} ({marks})"));
+            if sort.by_duration() {
+                values.push(Value::Integer(duration_ns));
+            }
+            values.extend([Value::Integer(start), Value::Blob(id.0.to_vec())]);
+        }
+        let order = if sort.descending() { keys.replace(',', " DESC,") + " DESC" } else { keys.to_owned() };
+        // One row more than asked for tells whether there is a next page.
+        let sql = format!(
+            "SELECT {} FROM requests WHERE {sql} ORDER BY {order} LIMIT {}",
+            row::COLUMNS,
+            limit.saturating_add(1)
+        );
+        let connection = self.borrow()?;
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut records = statement
+            .query_map(params_from_iter(values), row::read)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| more).and_then(|last| {
+            let id = last.id.parse().ok()?;
+            let duration_ns = super::filter::clamp(last.duration_ns);
+            Some(Cursor { duration_ns, start: last.start, id }.encode(sort))
+        });
+        Ok(Page { records, next })
+    }
+
+    /// One request; `None`: there is none of this id.
+    pub fn get(&self, id: RequestId) -> Result<Option<RequestRecord>, ReadError> {
+        let connection = self.borrow()?;
+        let mut statement =
+            connection.prepare_cached(&format!("SELECT {} FROM requests WHERE id = ?", row::COLUMNS))?;
+        Ok(statement.query_row([&id.0[..]], row::read).optional()?)
+    }
+
+    /// The profile of one request; `None`: there is no such request or it has no profile.
+    pub fn profile(&self, id: RequestId) -> Result<Option<Profile>, ReadError> {
+        let packed = {
+            let connection = self.borrow()?;
+            let mut statement = connection.prepare_cached(
+                "SELECT p.raw_bytes, p.data FROM requests r JOIN profiles p ON p.seq = r.profile WHERE r.id = ?",
+            )?;
+            statement.query_row([&id.0[..]], Packed::read).optional()?
+        };
+        packed.map(|packed| packed.unpack()).transpose()
+    }
+
+    /// The profiles of the newest matching requests, added up.
+    pub fn merged(&self, filter: &Filter) -> Result<Merged, ReadError> {
+        let (condition, values) = filter.sql();
+        let sql = format!(
+            "SELECT p.raw_bytes, p.data FROM requests r CROSS JOIN profiles p ON p.seq = r.profile \
+             WHERE {condition} ORDER BY r.start DESC, r.id DESC LIMIT {}",
+            MAX_MERGED + 1
+        );
+        let connection = self.borrow()?;
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        let mut all = Merged { profile: Profile::default(), merged: 0, unreadable: 0, truncated: false };
+        let mut seen = 0;
+        while let Some(row) = rows.next()? {
+            if seen == MAX_MERGED {
+                all.truncated = true;
+                break;
+            }
+            seen += 1;
+            match Packed::read(row)?.unpack() {
+                Ok(profile) if all.merged == 0 => (all.profile, all.merged) = (profile, 1),
+                Ok(profile) => {
+                    all.profile.merge(&profile);
+                    all.merged += 1;
+                }
+                Err(e) => {
+                    all.unreadable += 1;
+                    tracing::debug!("a stored profile was left out of a merged one: {e}");
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Sums over the matching requests, by service and route, the largest total time first.
+    pub fn routes(&self, filter: &Filter) -> Result<Vec<RouteStats>, ReadError> {
+        let (condition, values) = filter.sql();
+        let sql = format!(
+            "SELECT service, route, status, duration_ns, on_cpu_ns, off_network, off_disk, off_lock, off_gil, \
+             off_sleep, off_other, sampled_cpu_ns, samples, profile FROM requests WHERE {condition}"
+        );
+        let connection = self.borrow()?;
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        let mut index: FxHashMap<(String, String), usize> = FxHashMap::default();
+        let mut sums: Vec<RouteSum> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let mut key = (row.get(0)?, row.get(1)?);
+            if index.len() >= MAX_ROUTES && !index.contains_key(&key) {
+                key = ("_OTHER".to_owned(), "_OTHER".to_owned());
+            }
+            let at = *index.entry(key).or_insert_with_key(|(service, route)| {
+                sums.push(RouteSum::new(service, route));
+                sums.len() - 1
+            });
+            sums[at].add(row)?;
+        }
+        let mut stats: Vec<RouteStats> = sums.into_iter().map(RouteSum::finish).collect();
+        stats.sort_by(|a, b| {
+            b.total_ns.cmp(&a.total_ns).then_with(|| (&a.service, &a.route).cmp(&(&b.service, &b.route)))
+        });
+        Ok(stats)
+    }
+}
+
+/// A profile as it is stored.
+struct Packed {
+    raw_bytes: u64,
+    data: Vec<u8>,
+}
+
+impl Packed {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { raw_bytes: natural(row, 0)?, data: row.get(1)? })
+    }
+
+    fn unpack(&self) -> Result<Profile, ReadError> {
+        // The size comes from a file that may be damaged, so it is not trusted beyond what the writer lets in.
+        let capacity = usize::try_from(self.raw_bytes).unwrap_or(usize::MAX).min(MAX_PROFILE_BYTES);
+        Ok(Profile::decode(&zstd::bulk::decompress(&self.data, capacity)?)?)
+    }
+}
+
+/// [`RouteStats`] while rows still come in.
+struct RouteSum {
+    stats: RouteStats,
+    /// All of them, for exact percentiles: 8 bytes where the row has some 200 on disk.
+    durations: Vec<u64>,
+}
+
+impl RouteSum {
+    fn new(service: &str, route: &str) -> Self {
+        let stats = RouteStats {
+            service: service.to_owned(),
+            route: route.to_owned(),
+            count: 0,
+            errors: 0,
+            p50_ns: 0,
+            p95_ns: 0,
+            p99_ns: 0,
+            max_ns: 0,
+            total_ns: 0,
+            on_cpu_ns: None,
+            off_cpu_ns: None,
+            sampled_cpu_ns: None,
+            samples: 0,
+            profiles: 0,
+        };
+        Self { stats, durations: Vec::new() }
+    }
+
+    fn add(&mut self, row: &Row<'_>) -> rusqlite::Result<()> {
+        let s = &mut self.stats;
+        let duration = natural(row, 3)?;
+        self.durations.push(duration);
+        s.count += 1;
+        s.errors += u64::from(matches!(row.get(2)?, Some(500..=599_u16)));
+        s.total_ns = s.total_ns.saturating_add(duration);
+        s.max_ns = s.max_ns.max(duration);
+        add_known(&mut s.on_cpu_ns, row, 4)?;
+        if row.get::<_, Option<i64>>(5)?.is_some() {
+            let off = s.off_cpu_ns.get_or_insert_default();
+            let parts = [
+                &mut off.network,
+                &mut off.disk,
+                &mut off.lock,
+                &mut off.gil,
+                &mut off.sleep,
+                &mut off.other,
+            ];
+            for (column, part) in (5..).zip(parts) {
+                *part = part.saturating_add(natural(row, column)?);
+            }
+        }
+        add_known(&mut s.sampled_cpu_ns, row, 11)?;
+        s.samples = s.samples.saturating_add(natural(row, 12)?);
+        s.profiles += u64::from(row.get::<_, Option<i64>>(13)?.is_some());
+        Ok(())
+    }
+
+    fn finish(mut self) -> RouteStats {
+        self.durations.sort_unstable();
+        let rank = |percent: usize| {
+            let nearest = (self.durations.len() * percent).div_ceil(100);
+            self.durations.get(nearest.saturating_sub(1)).copied().unwrap_or(0)
+        };
+        let (p50, p95, p99) = (rank(50), rank(95), rank(99));
+        (self.stats.p50_ns, self.stats.p95_ns, self.stats.p99_ns) = (p50, p95, p99);
+        self.stats
+    }
+}
+
+fn add_known(sum: &mut Option<u64>, row: &Row<'_>, column: usize) -> rusqlite::Result<()> {
+    if row.get::<_, Option<i64>>(column)?.is_some() {
+        *sum = Some(sum.unwrap_or(0).saturating_add(natural(row, column)?));
+    }
+    Ok(())
+}

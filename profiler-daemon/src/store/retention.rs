@@ -1,0 +1,144 @@
+//! What makes the store forget: the oldest requests go when they are too old or the file is too large.
+//!
+//! Work is done in small transactions between the writer's batches, in step with what comes in, so that the queue
+//! does not overflow meanwhile. Freed pages are reused first; what lies above the limit is given back to the file
+//! system.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::Config;
+use super::counters::Counters;
+use super::filter::clamp;
+use super::schema::with_suffix;
+
+/// Rows deleted in one transaction: about 10 ms of work.
+const DELETE_ROWS: usize = 1_024;
+/// What a request takes without its profile, indices included. An underestimate costs one more round.
+const ROW_BYTES: u64 = 300;
+/// The write-ahead log is moved into the file when it has this size, at most: fewer, longer syncs.
+const MAX_LOG_BYTES: u64 = 8 << 20;
+
+pub(super) struct Retention {
+    path: PathBuf,
+    max_age: Duration,
+    /// For the database file alone.
+    max_file_bytes: u64,
+    log_bytes: u64,
+    counters: Arc<Counters>,
+}
+
+impl Retention {
+    pub(super) fn new(path: PathBuf, config: &Config, counters: Arc<Counters>) -> Self {
+        let log_bytes = (config.max_bytes / 8).min(MAX_LOG_BYTES);
+        // A transaction that begins when the log is almost due adds to it, so the log is given twice its size.
+        let max_file_bytes = config.max_bytes.saturating_sub(2 * log_bytes);
+        Self { path, max_age: config.max_age, max_file_bytes, log_bytes, counters }
+    }
+
+    pub(super) fn configure(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let pages = self.log_bytes / page_size(connection)?;
+        connection.pragma_update(None, "wal_autocheckpoint", clamp(pages))?;
+        connection.pragma_update(None, "journal_size_limit", clamp(self.log_bytes))
+    }
+
+    /// Keeps the size in bounds. Cheap when there is nothing to do.
+    pub(super) fn after_batch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        let page = page_size(connection)?;
+        // Rows are deleted a little before the file is at its limit, or every batch would have to move pages.
+        let target = self.max_file_bytes / 32 * 31;
+        loop {
+            let pages: u64 = pragma(connection, "page_count")?;
+            let free: u64 = pragma(connection, "freelist_count")?;
+            let used = pages.saturating_sub(free) * page;
+            if used > target && self.delete_oldest(connection, Until::Bytes(used - target))? > 0 {
+                continue;
+            }
+            let excess = pages.saturating_sub(self.max_file_bytes / page);
+            if excess > 0 && free > 0 {
+                // Steps once per freed page.
+                let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({excess})"))?;
+                let mut rows = statement.query([])?;
+                while rows.next()?.is_some() {}
+            }
+            break;
+        }
+        self.counters.bytes.store(self.bytes(), Relaxed);
+        Ok(())
+    }
+
+    /// Keeps age and size in bounds.
+    pub(super) fn tend(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let age = i64::try_from(self.max_age.as_nanos()).unwrap_or(i64::MAX);
+        let cutoff = now.saturating_sub(age);
+        while self.delete_oldest(connection, Until::Start(cutoff))? == DELETE_ROWS as u64 {}
+        self.after_batch(connection)
+    }
+
+    /// Deletes the oldest requests until the condition is met, but no more than [`DELETE_ROWS`].
+    fn delete_oldest(&self, connection: &mut Connection, until: Until) -> rusqlite::Result<u64> {
+        // The transaction holds no write lock until it is known that something goes.
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        let Some((start, id)) = last_to_go(&tx, until)? else { return Ok(0) };
+        tx.prepare_cached(
+            "DELETE FROM profiles WHERE seq IN \
+             (SELECT profile FROM requests WHERE (start, id) <= (?, ?) AND profile IS NOT NULL)",
+        )?
+        .execute(rusqlite::params![start, id])?;
+        let rows = tx
+            .prepare_cached("DELETE FROM requests WHERE (start, id) <= (?, ?)")?
+            .execute(rusqlite::params![start, id])? as u64;
+        tx.commit()?;
+        self.counters.deleted.fetch_add(rows, Relaxed);
+        Ok(rows)
+    }
+
+    fn bytes(&self) -> u64 {
+        let size = |suffix| with_suffix(&self.path, suffix).metadata().map_or(0, |meta| meta.len());
+        size("") + size("-wal") + size("-shm")
+    }
+}
+
+/// When enough is deleted.
+#[derive(Clone, Copy)]
+enum Until {
+    /// About this much space is free.
+    Bytes(u64),
+    /// Only requests that started then or later are left.
+    Start(i64),
+}
+
+/// The keys of the youngest request that has to go.
+fn last_to_go(connection: &Connection, until: Until) -> rusqlite::Result<Option<(i64, [u8; 12])>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT r.start, r.id, coalesce(length(p.data), 0) FROM requests r \
+         LEFT JOIN profiles p ON p.seq = r.profile ORDER BY r.start, r.id LIMIT ?",
+    )?;
+    let mut rows = statement.query([DELETE_ROWS as i64])?;
+    let mut last = None;
+    let mut freed = 0;
+    while let Some(row) = rows.next()? {
+        let start: i64 = row.get(0)?;
+        match until {
+            Until::Start(first_kept) if start >= first_kept => break,
+            Until::Bytes(wanted) if freed >= wanted => break,
+            _ => {}
+        }
+        freed += ROW_BYTES + super::row::natural(row, 2)?;
+        last = Some((start, row.get(1)?));
+    }
+    Ok(last)
+}
+
+fn page_size(connection: &Connection) -> rusqlite::Result<u64> {
+    pragma(connection, "page_size")
+}
+
+fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
+    connection.pragma_query_value(None, name, |row| super::row::natural(row, 0))
+}
