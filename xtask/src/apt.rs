@@ -29,7 +29,7 @@ pub fn install(packages: &[&str], state: &Path) -> Result<()> {
     }
     let known = || missing.iter().all(|package| has_candidate(package));
     if !known() {
-        sh::run(&mut apt_get(None)?.args(["--quiet", "update"]))?;
+        sh::run(apt_get(None)?.args(["--quiet", "update"]))?;
     }
     let sources = if known() { None } else { Some(Sources::of_this_release(state)?) };
     if let Some(sources) = &sources {

@@ -36,11 +36,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::ensure()?;
     let built = build(&toolchain)?;
-    let committed = sh::root().join(OBJECT);
     if options.verify {
-        compare(&built, &committed)?;
-        println!("{OBJECT} is what the source builds");
+        compare(&built)?;
     } else {
+        let committed = sh::root().join(OBJECT);
         let parent = committed.parent().context("the object has a folder")?;
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
         fs::copy(&built, &committed).with_context(|| format!("writing {}", committed.display()))?;
@@ -50,6 +49,11 @@ pub fn run(options: &Options) -> Result<()> {
         print_sizes(&toolchain, &built)?;
     }
     Ok(())
+}
+
+/// Rebuilds the object; a difference from the committed one is an error.
+pub fn verify() -> Result<()> {
+    compare(&build(&Toolchain::ensure()?)?)
 }
 
 /// Clippy on the kernel side, under the flags of the build.
@@ -119,10 +123,11 @@ fn remaps(toolchain: &Toolchain) -> Result<Vec<(PathBuf, &'static str)>> {
     Ok(remaps)
 }
 
-fn compare(built: &Path, committed: &Path) -> Result<()> {
+fn compare(built: &Path) -> Result<()> {
+    let committed = sh::root().join(OBJECT);
     let fresh = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
     let remedy = "run `cargo xtask ebpf` and commit the object together with its source";
-    let Ok(old) = fs::read(committed) else { bail!("{} does not exist: {remedy}", committed.display()) };
+    let Ok(old) = fs::read(&committed) else { bail!("{} does not exist: {remedy}", committed.display()) };
     if let Some(at) = first_difference(&old, &fresh) {
         bail!(
             "{} ({} bytes) is not what its source builds ({}, {} bytes): they differ from byte {at} on; {remedy}",
@@ -132,6 +137,7 @@ fn compare(built: &Path, committed: &Path) -> Result<()> {
             fresh.len(),
         );
     }
+    println!("{OBJECT} is what its source builds");
     Ok(())
 }
 

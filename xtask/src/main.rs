@@ -2,8 +2,12 @@
 
 mod apt;
 mod ebpf;
+mod run;
 mod sh;
+mod testing;
 mod toolchain;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -13,10 +17,17 @@ use clap::Parser;
 enum Command {
     /// Build the BPF object and put it where the daemon embeds it
     Ebpf(ebpf::Options),
+    /// Build reqprof and run it as root
+    Run(run::Options),
+    /// Run everything that CI runs
+    Test(testing::Options),
 }
 
-fn main() -> Result<()> {
-    match Command::parse() {
-        Command::Ebpf(options) => ebpf::run(&options),
-    }
+fn main() -> Result<ExitCode> {
+    let succeeded = match Command::parse() {
+        Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
+        Command::Run(options) => run::run(&options).map(|()| true),
+        Command::Test(options) => testing::run(&options),
+    }?;
+    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
