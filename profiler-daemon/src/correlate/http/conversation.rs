@@ -396,7 +396,7 @@ fn exchanges(pieces: &[Captured], close: u64) -> Vec<Exchange> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_exchange_is_found_exactly(script in script()) {

@@ -35,6 +35,7 @@ impl Connection {
         // Every turn consumes bytes, ends a request, or both.
         while hidden > 0 || !seen.is_empty() {
             let others = self.open.len().saturating_sub(1);
+            let over = self.provisionally_over();
             let Some(first) = self.open.front_mut() else {
                 // A response to what was not seen: from here on the next request meets its own.
                 if let Some(doubt) = &mut self.doubt {
@@ -42,13 +43,18 @@ impl Connection {
                 }
                 return;
             };
-            first.handoff |= piece.tid != first.tid;
+            let handoff = piece.tid != first.tid;
             let rest = seen.len() as u64 + hidden;
-            let next_begins = others > 0 && seen.starts_with(b"HTTP/1.");
+            // Of a small write the first letters must do, where the response before looks over.
+            let next_begins = others > 0
+                && !seen.is_empty()
+                && head::may_become_response(seen)
+                && (seen.len() >= 7 || over);
             match self.output {
                 Output::Idle => {
                     first.first_out = Some(piece.time);
                     first.last_out = piece.time;
+                    first.handoff |= handoff;
                     if seen.is_empty() {
                         self.response_unseen(others);
                         continue;
@@ -57,6 +63,7 @@ impl Connection {
                 }
                 Output::Head => {
                     first.last_out = piece.time;
+                    first.handoff |= handoff;
                     if let Some(end) = self.response.bytes().is_empty().then(|| head::end(seen, 0)).flatten()
                     {
                         first.response_bytes += end as u64;
@@ -77,9 +84,14 @@ impl Connection {
                     }
                 }
                 Output::Length { left } => {
+                    // What is visible may be the head of another response, to a request that was lost.
+                    if first.gap && !seen.is_empty() {
+                        first.taint.get_or_insert(note::LOST);
+                    }
                     let taken = left.min(rest);
                     first.response_bytes += taken;
                     first.last_out = piece.time;
+                    first.handoff |= handoff;
                     let shown = taken.min(seen.len() as u64);
                     seen = &seen[shown as usize..];
                     hidden -= taken - shown;
@@ -101,6 +113,7 @@ impl Connection {
                 Output::Chunked { .. } | Output::UntilClose | Output::Unreadable => {
                     first.response_bytes += rest;
                     first.last_out = piece.time;
+                    first.handoff |= handoff;
                     if let Output::Chunked { trailers, .. } = self.output {
                         if first.gap {
                             first.taint.get_or_insert(note::LOST);
