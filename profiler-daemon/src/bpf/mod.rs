@@ -9,13 +9,13 @@ mod load;
 mod ring;
 mod sampler;
 mod stats;
-mod sys;
+pub mod sys;
 
 pub use boundary::{BoundaryProbes, LibraryKey};
-pub use load::{Kernel, LoadError, Options, load};
+pub use load::{HashOf, Kernel, LoadError, Options, load};
 pub use ring::Ring;
 pub use sampler::CpuSampler;
-pub use stats::{KernelStats, MapUse, RunTimes};
+pub use stats::{KernelStats, RunTimes, total};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -32,13 +32,6 @@ pub fn total(totals: &[u64; STAT_COUNT as usize], stat: Stat) -> u64 {
     totals[stat as usize]
 }
 
-/// How full a map is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MapUse {
-    pub entries: u64,
-    pub capacity: u64,
-}
-
 /// Time spent in each of our programs, as the kernel counts it when `kernel.bpf_stats_enabled` is 1.
 pub struct RunTimes(BTreeMap<String, OwnedFd>);
 

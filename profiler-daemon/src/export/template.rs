@@ -21,7 +21,7 @@ pub enum TemplateError {
     Brace(char),
     #[error("{0:?} is not allowed in a file name here; only letters, digits, `.`, `_` and `-` are")]
     Character(char),
-    #[error("unknown field `{{{0}}}`; fields are {}", FIELDS.map(|(name, _)| name).join(", "))]
+    #[error("unknown field `{{{0}}}`; fields are {known}", known = FIELDS.map(|(name, _)| name).join(", "))]
     Field(String),
     #[error("format specification `{spec}` of `{{{field}}}`: {reason}")]
     Spec { field: String, spec: String, reason: &'static str },

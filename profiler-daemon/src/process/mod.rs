@@ -5,7 +5,11 @@
 
 pub mod elf;
 pub mod identity;
+pub mod manager;
 pub mod maps;
 pub mod memory;
 pub mod python;
+pub mod service;
 pub mod sites;
+pub mod sockets;
+pub mod targets;

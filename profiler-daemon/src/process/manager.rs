@@ -1,0 +1,423 @@
+//! Follows the host's processes and keeps the kernel side in step.
+//!
+//! In: process events from the pipeline, a scan now and then, reloads. Out: entries of the kernel's `TARGETS` map,
+//! boundary probes on C libraries as they appear, sampling on CPUs as they come and go, and the table of
+//! [`Targets`]. It owns the loaded object and runs on a thread of its own, because it reads files and memory of
+//! processes that may be slow to answer.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aya::Ebpf;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use profiler_common::{Target, target_flags};
+
+use super::identity::{self, Identity, ProcessKey};
+use super::maps::{self, Maps, Mapping};
+use super::python::{self, PythonError};
+use super::service;
+use super::sockets::Listening;
+use super::targets::{Feature, Runtime, TargetInfo, Targets};
+use crate::bpf::{BoundaryProbes, CpuSampler, HashOf, ProbeTable, TargetValue};
+use crate::config::Selection;
+use crate::correlate::ProcessEvent;
+
+/// What the manager is told.
+pub enum Message {
+    Process(ProcessEvent),
+    Protocol { pid: u32, name: &'static str },
+    /// From now on these processes, at this rate.
+    Configure { selection: Selection, frequency: u64 },
+    /// Look at this process and its children, whatever the selection says.
+    Include { pid: u32, done: Sender<()> },
+    Stop,
+}
+
+/// Full scans of `/proc`, for what no event told.
+const SCAN_EVERY: Duration = Duration::from_secs(5);
+/// CPUs, and processes that died unseen.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
+/// A new program is looked at again after these times: libraries are mapped, the interpreter started and sockets
+/// opened some time after `exec`.
+const LOOKS: [Duration; 5] = [
+    Duration::from_millis(0),
+    Duration::from_millis(60),
+    Duration::from_millis(250),
+    Duration::from_millis(1000),
+    Duration::from_millis(3000),
+];
+/// Processes waiting for another look; a fork storm is caught up with by the next scan.
+const PENDING_MAX: usize = 4096;
+
+struct Pending {
+    key: ProcessKey,
+    started: Instant,
+    look: usize,
+}
+
+/// See the module.
+pub struct Manager {
+    pub object: Ebpf,
+    pub map: HashOf<u32, TargetValue>,
+    pub sampler: CpuSampler,
+    pub boundary: BoundaryProbes,
+    pub probes: ProbeTable,
+    pub targets: Targets,
+    pub selection: Selection,
+    /// Told to the symboliser: a fork (parent, child), before anything is sampled in the child.
+    pub forked: Box<dyn Fn(ProcessKey, ProcessKey) + Send>,
+    /// Told to the correlator: a process found dead.
+    pub gone: Box<dyn Fn(u32) + Send>,
+    pub included: HashSet<u32>,
+    pending: HashMap<u32, Pending>,
+    own_pid: u32,
+}
+
+impl Manager {
+    #[allow(clippy::too_many_arguments, reason = "each is a part that the loader took apart")]
+    pub fn new(
+        object: Ebpf,
+        map: HashOf<u32, TargetValue>,
+        frequency: u64,
+        probes: ProbeTable,
+        targets: Targets,
+        selection: Selection,
+        forked: Box<dyn Fn(ProcessKey, ProcessKey) + Send>,
+        gone: Box<dyn Fn(u32) + Send>,
+    ) -> Self {
+        Self {
+            object,
+            map,
+            sampler: CpuSampler::new(frequency),
+            boundary: BoundaryProbes::default(),
+            probes,
+            targets,
+            selection,
+            forked,
+            gone,
+            included: HashSet::new(),
+            pending: HashMap::new(),
+            own_pid: std::process::id(),
+        }
+    }
+
+    /// Attaches to what runs now. When it returns, requests are being seen.
+    pub fn start(&mut self) {
+        self.attach_host_libc();
+        self.scan();
+        self.sampler.follow(&mut self.object, &self.probes);
+    }
+
+    /// Works until told to stop.
+    pub fn run(mut self, messages: &Receiver<Message>) {
+        let mut next_scan = Instant::now() + SCAN_EVERY;
+        let mut next_housekeeping = Instant::now() + HOUSEKEEPING_EVERY;
+        loop {
+            let now = Instant::now();
+            let look = self.pending.values().map(|p| p.started + LOOKS[p.look]).min();
+            let wake = next_scan.min(next_housekeeping).min(look.unwrap_or(next_scan));
+            match messages.recv_timeout(wake.saturating_duration_since(now)) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(message) => self.message(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = Instant::now();
+            self.look_at_pending(now);
+            if now >= next_housekeeping {
+                next_housekeeping = now + HOUSEKEEPING_EVERY;
+                self.sampler.follow(&mut self.object, &self.probes);
+                self.targets.sweep();
+                self.bury();
+            }
+            if now >= next_scan {
+                next_scan = now + SCAN_EVERY;
+                self.scan();
+            }
+        }
+        self.sampler.detach(&mut self.object);
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Process(ProcessEvent::Accepted { pid }) => {
+                if !self.targets.is_live(pid) && !self.targets.is_rejected(pid) {
+                    self.consider(pid, true);
+                }
+            }
+            Message::Process(ProcessEvent::Forked { parent, child }) => self.fork(parent, child),
+            Message::Process(ProcessEvent::Exec { pid }) => self.exec(pid),
+            Message::Process(ProcessEvent::Exited { pid }) => {
+                self.pending.remove(&pid);
+                self.targets.ended(pid);
+            }
+            Message::Process(ProcessEvent::MayHaveExited { pid }) => {
+                if identity::key(pid).is_err() {
+                    self.dead(pid);
+                }
+            }
+            Message::Protocol { pid, name } => self.targets.update(pid, |info| {
+                if !info.other_protocols.contains(&name) {
+                    info.other_protocols.push(name);
+                }
+            }),
+            Message::Configure { selection, frequency } => {
+                self.selection = selection;
+                self.sampler.set_frequency(&mut self.object, frequency, &self.probes);
+                self.scan();
+            }
+            Message::Include { pid, done } => {
+                self.included.insert(pid);
+                self.consider(pid, false);
+                // Whoever asked may have gone; that is its business.
+                let _ = done.send(());
+            }
+            Message::Stop => {}
+        }
+    }
+
+    /// The C library of the host itself, so that a service that starts later finds the probes in place.
+    fn attach_host_libc(&mut self) {
+        if let Ok(maps) = Maps::read(self.own_pid) {
+            self.attach_libc(self.own_pid, &maps);
+        }
+    }
+
+    /// Looks at every process.
+    fn scan(&mut self) {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return };
+        let pids: Vec<u32> =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let listening = Listening::of(self.own_pid);
+        for pid in pids {
+            if !self.targets.is_live(pid) {
+                self.consider_with(pid, false, Some(&listening));
+            }
+        }
+    }
+
+    /// Targets that ended without an event.
+    fn bury(&mut self) {
+        for info in self.targets.list() {
+            if identity::key(info.pid).ok() != Some(info.key) {
+                self.dead(info.pid);
+            }
+        }
+    }
+
+    fn dead(&mut self, pid: u32) {
+        // The kernel side removes it too where it can tell; an entry that is gone already is no error.
+        let _ = self.map.remove(&pid);
+        self.pending.remove(&pid);
+        self.targets.ended(pid);
+        (self.gone)(pid);
+    }
+
+    fn fork(&mut self, parent: u32, child: u32) {
+        let Some(mother) = self.targets.get(parent) else {
+            self.consider(child, true);
+            return;
+        };
+        let Ok(key) = identity::key(child) else { return };
+        let mut info = (*mother).clone();
+        (info.key, info.pid, info.ppid) = (key, child, parent);
+        (self.forked)(mother.key, key);
+        let ready = info.interpreter_stacks.works || info.runtime.name != "python";
+        self.targets.insert(info);
+        if !ready {
+            self.wait_for(key);
+        }
+    }
+
+    fn exec(&mut self, pid: u32) {
+        if self.targets.is_live(pid) {
+            self.targets.ended(pid);
+        }
+        if let Ok(key) = identity::key(pid) {
+            self.wait_for(key);
+        }
+    }
+
+    fn wait_for(&mut self, key: ProcessKey) {
+        if self.pending.len() < PENDING_MAX {
+            self.pending.insert(key.pid, Pending { key, started: Instant::now(), look: 0 });
+        }
+    }
+
+    fn look_at_pending(&mut self, now: Instant) {
+        let due: Vec<u32> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| now >= p.started + LOOKS[p.look])
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            let finished = self.consider(pid, false);
+            let Some(pending) = self.pending.get_mut(&pid) else { continue };
+            pending.look += 1;
+            let gone = identity::key(pid).ok() != Some(pending.key);
+            if finished || gone || pending.look >= LOOKS.len() {
+                self.pending.remove(&pid);
+                if !self.targets.is_live(pid) {
+                    // What a target's child runs now is not selected: it is let go, if it was held.
+                    let _ = self.map.remove(&pid);
+                }
+            }
+        }
+    }
+
+    fn consider(&mut self, pid: u32, accepted: bool) -> bool {
+        self.consider_with(pid, accepted, None)
+    }
+
+    /// Looks at a process and makes it a target if it is selected. `accepted`: it was seen accepting a connection.
+    /// Returns whether there is no point in looking again.
+    fn consider_with(&mut self, pid: u32, accepted: bool, listening: Option<&Listening>) -> bool {
+        if pid == self.own_pid {
+            return true;
+        }
+        let Ok(who) = identity::read(pid) else { return true };
+        if who.exe.is_none() {
+            return true; // a kernel thread, or nothing we may look at
+        }
+        let own;
+        let listening = match listening {
+            Some(listening) => listening,
+            None => {
+                own = Listening::of(pid);
+                &own
+            }
+        };
+        let ports = listening.ports(pid);
+        let serves = accepted || ports.is_some();
+        let ports = ports.unwrap_or_default();
+        if !self.selected(&who, &ports, serves) {
+            if accepted {
+                // The kernel side adopted it; now it is let go.
+                let _ = self.map.remove(&pid);
+                self.targets.reject(who.key);
+            }
+            return false;
+        }
+        self.make_target(who, ports)
+    }
+
+    fn selected(&self, who: &Identity, ports: &[u16], serves: bool) -> bool {
+        if self.included.contains(&who.key.pid) || self.descends(who.ppid) {
+            return true;
+        }
+        match &self.selection {
+            Selection::All => serves,
+            Selection::Only(_) => {
+                let exe = who.exe.as_deref().unwrap_or(Path::new(""));
+                self.selection.matches(who.key.pid, &who.comm, exe, ports)
+            }
+        }
+    }
+
+    /// Whether an ancestor was named by pid.
+    fn descends(&self, mut pid: u32) -> bool {
+        let named = match &self.selection {
+            Selection::Only(selectors) => selectors.pids.as_slice(),
+            Selection::All => &[],
+        };
+        if named.is_empty() && self.included.is_empty() {
+            return false;
+        }
+        // Deeper than any process tree; a cycle cannot be, but costs nothing to survive.
+        for _ in 0..64 {
+            if pid <= 1 {
+                return false;
+            }
+            if named.contains(&pid) || self.included.contains(&pid) {
+                return true;
+            }
+            match identity::read(pid) {
+                Ok(who) => pid = who.ppid,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    fn make_target(&mut self, who: Identity, ports: Vec<u16>) -> bool {
+        let pid = who.key.pid;
+        let maps = match Maps::read(pid) {
+            Ok(maps) => maps,
+            Err(_) => return true,
+        };
+        let boundary = self.attach_libc(pid, &maps);
+        let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
+        let mut settled = boundary.works;
+        let (runtime, interpreter_stacks) = match python::detect(pid, &maps) {
+            Ok(None) => {
+                (Runtime { name: native_runtime(&maps), version: None }, Feature::missing("no interpreter that is known"))
+            }
+            Ok(Some(found)) => {
+                found.fill(&mut target);
+                let version = Some(found.release.clone());
+                (Runtime { name: "python", version }, Feature::works("CPython's own frames"))
+            }
+            Err(error) => {
+                settled &= !matches!(error, PythonError::NotStarted | PythonError::Memory(_));
+                let version = python::version(pid, &maps).ok().flatten().map(|v| v.to_string());
+                (Runtime { name: "python", version }, Feature::missing(error.to_string()))
+            }
+        };
+        let native_stacks = Feature::works("frame pointers; code built without them shows its innermost function only");
+        if let Err(error) = self.map.insert(pid, TargetValue(target), 0) {
+            self.probes.set(
+                "targets",
+                crate::bpf::ProbeState::Failed { reason: format!("process {pid} was not added: {error}") },
+            );
+            return true;
+        }
+        let service: Arc<str> = service::name(&who).into();
+        self.targets.insert(TargetInfo {
+            key: who.key,
+            pid,
+            ppid: who.ppid,
+            comm: who.comm,
+            exe: who.exe.map(|exe| exe.to_string_lossy().into_owned()).unwrap_or_default(),
+            service,
+            ports,
+            runtime,
+            boundary,
+            native_stacks,
+            interpreter_stacks,
+            other_protocols: Vec::new(),
+        });
+        settled
+    }
+
+    fn attach_libc(&mut self, pid: u32, maps: &Maps) -> Feature {
+        let Some(mapping) = maps.iter().find(|m| m.executable && is_glibc(m)) else {
+            let musl = maps.iter().any(|m| m.file_name().starts_with("ld-musl"));
+            return Feature::missing(if musl {
+                "musl's C library has no probe sites that are known"
+            } else {
+                "no C library is mapped (a static binary, or it is still starting)"
+            });
+        };
+        let file = match maps::open(pid, mapping) {
+            Ok(file) => file,
+            Err(error) => return Feature::missing(error.to_string()),
+        };
+        let name = mapping.path.to_string_lossy().into_owned();
+        match self.boundary.attach(&mut self.object, file, &name, &self.probes) {
+            Ok(sites) => Feature::works(format!("uprobe: {sites} sites in {name}")),
+            Err(reason) => Feature::missing(reason),
+        }
+    }
+}
+
+/// `libc.so.6`, or `libc-2.31.so` as it was called before 2.34.
+fn is_glibc(mapping: &Mapping) -> bool {
+    let name = mapping.file_name();
+    name == "libc.so.6" || (name.starts_with("libc-2.") && name.ends_with(".so"))
+}
+
+fn native_runtime(maps: &Maps) -> &'static str {
+    if maps.iter().any(|m| m.file_name() == "libjvm.so") { "jvm" } else { "native" }
+}

@@ -1,0 +1,98 @@
+//! Which processes listen, and on which ports.
+//!
+//! In: `/proc/net/*` of a process's network namespace and `/proc/PID/fd`. Out: listening TCP ports, and whether it
+//! listens at all (unix sockets included).
+
+use std::collections::HashMap;
+use std::fs;
+
+/// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
+#[derive(Debug, Default)]
+pub struct Listening(HashMap<u64, u16>);
+
+/// Lines read of each table; a host has far fewer sockets that listen.
+const LINES_MAX: usize = 100_000;
+/// Descriptors looked at per process.
+const FDS_MAX: usize = 65_536;
+
+impl Listening {
+    /// The tables of the network namespace that `pid` is in.
+    pub fn of(pid: u32) -> Self {
+        let mut found = HashMap::new();
+        for table in ["tcp", "tcp6"] {
+            if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
+                found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(tcp_line));
+            }
+        }
+        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/unix")) {
+            found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(unix_line));
+        }
+        Self(found)
+    }
+
+    /// Ports that `pid` listens on; `None` when it listens on nothing.
+    pub fn ports(&self, pid: u32) -> Option<Vec<u16>> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let mut ports = Vec::new();
+        let mut any = false;
+        for entry in entries.flatten().take(FDS_MAX) {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let inode = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
+            if let Some(port) = inode.and_then(|inode| self.0.get(&inode)) {
+                any = true;
+                if *port != 0 {
+                    ports.push(*port);
+                }
+            }
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        any.then_some(ports)
+    }
+}
+
+/// `/proc/net/tcp` (Documentation/networking/proc_net_tcp.rst): `sl local rem st … inode`; state 0A is LISTEN.
+fn tcp_line(line: &str) -> Option<(u64, u16)> {
+    let mut fields = line.split_whitespace();
+    let local = fields.nth(1)?;
+    let state = fields.nth(1)?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+    (state == "0A").then_some((inode, port))
+}
+
+/// `/proc/net/unix`: `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 is `SO_ACCEPTCON`.
+fn unix_line(line: &str) -> Option<(u64, u16)> {
+    let mut fields = line.split_whitespace();
+    let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+    let inode = fields.nth(2)?.parse().ok()?;
+    (flags & 0x1_0000 != 0).then_some((inode, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_read() {
+        let line = "   0: 0100007F:26F9 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20715 1 0";
+        assert_eq!(tcp_line(line), Some((20715, 9977)));
+        assert_eq!(tcp_line(&line.replace(" 0A ", " 01 ")), None);
+        let line = "0000000000000000: 00000002 00000000 00010000 0001 01 19123 /run/app.sock";
+        assert_eq!(unix_line(line), Some((19123, 0)));
+        assert_eq!(unix_line("garbage"), None);
+    }
+
+    #[test]
+    fn our_own_listener_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let me = std::process::id();
+        assert!(Listening::of(me).ports(me).unwrap().contains(&port));
+    }
+}
