@@ -319,8 +319,7 @@ mod tests {
 
     #[test]
     fn shorter_longer_and_diverging_stacks_find_their_own_nodes() {
-        let [main, a, b, a2] =
-            [py("main", 3), py("a", 10), py("b", 20), py("a", 11)].map(|frame| Arc::new(frame));
+        let [main, a, b, a2] = [py("main", 3), py("a", 10), py("b", 20), py("a", 11)].map(Arc::new);
         let mut builder = Builder::default();
         for (s, w) in [
             (vec![main.clone(), a.clone(), b.clone()], 1),

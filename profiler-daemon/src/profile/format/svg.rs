@@ -216,7 +216,8 @@ fn summary(out: &mut String, profile: &Profile, total: u64) {
         (Origin::Wait, "w0", "not on CPU or unsampled"),
     ];
     let mut x = 0.0;
-    let mut legend = PAD;
+    // Pixels from the left margin.
+    let mut legend = 0;
     for (kind, class, name) in kinds {
         let own: Vec<u64> = profile
             .nodes()
@@ -229,18 +230,20 @@ fn summary(out: &mut String, profile: &Profile, total: u64) {
         let share = percent(own.into_iter().fold(0, u64::saturating_add), total);
         let scale = (100.0 - 2.0 * PAD) / 100.0;
         let label = format!("{name} {share:.1} %");
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<rect class=\"{class}\" x=\"{:.4}%\" y=\"68\" width=\"{:.4}%\" height=\"8\"/>\
-             <rect class=\"{class}\" x=\"{legend:.3}%\" y=\"87\" width=\"11\" height=\"11\" rx=\"3\"/>\
-             <text x=\"{legend:.3}%\" dx=\"17\" y=\"97\">{}</text>\n",
+             <rect class=\"{class}\" x=\"{PAD}%\" y=\"87\" width=\"11\" height=\"11\" rx=\"3\" \
+             transform=\"translate({legend} 0)\"/>\
+             <text x=\"{PAD}%\" dx=\"{}\" y=\"97\">{}</text>",
             PAD + x * scale,
             share * scale,
+            legend + 17,
             escape(&label),
         );
         x += share;
-        // Seven pixels a letter and a gap, as a part of the usual width.
-        legend += (label.chars().count() as f64 * 7.0 + 42.0) / STATIC_WIDTH * 100.0;
+        // Seven pixels a letter, the coloured square and a gap.
+        legend += label.len() * 7 + 42;
     }
 }
 
