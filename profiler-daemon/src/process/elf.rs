@@ -416,6 +416,77 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+        /// A small file of the real layout with a few bytes changed, headers by preference.
+        #[test]
+        fn changed_bytes_never_panic(changes in proptest::collection::vec((0usize..4096, 0u8..=255), 1..20)) {
+            let mut bytes = small_elf();
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            if let Ok(elf) = parse_bytes(&bytes) {
+                let _ = elf.symbols(&["f"]);
+                let _ = elf.debug_fits(0);
+                let _ = elf.read_vaddr(0x1000, &mut [0; 4]);
+                let _ = elf.vaddr_of(u64::MAX);
+            }
+        }
+    }
+
+    /// One loadable segment, a note, a dynamic section and a symbol table with the symbol `f`.
+    fn small_elf() -> Vec<u8> {
+        let mut b = vec![0u8; 1024];
+        let mut put = |at: usize, bytes: &[u8]| b[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[3, 0, 62, 0, 1]);
+        put(32, &64u64.to_le_bytes()); // e_phoff
+        put(40, &512u64.to_le_bytes()); // e_shoff
+        put(52, &[64, 0, 56, 0, 3, 0, 64, 0, 3, 0, 2, 0]);
+        for (n, kind, offset, size) in [(0, 1u32, 0u64, 1024u64), (1, 4, 256, 20), (2, 2, 288, 48)] {
+            let at = 64 + n * 56;
+            put(at, &kind.to_le_bytes());
+            put(at + 4, &5u32.to_le_bytes());
+            put(at + 8, &offset.to_le_bytes());
+            put(at + 16, &(0x1000 + offset).to_le_bytes());
+            put(at + 32, &size.to_le_bytes());
+            put(at + 40, &size.to_le_bytes());
+            put(at + 48, &4u64.to_le_bytes());
+        }
+        put(256, &[4, 0, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0, 1, 2, 3, 4]);
+        for (n, tag, value) in [(0, 5u64, 0x1000 + 400u64), (1, 14, 3), (2, 0, 0)] {
+            put(288 + n * 16, &tag.to_le_bytes());
+            put(296 + n * 16, &value.to_le_bytes());
+        }
+        put(400, b"\0f\0lib.so\0");
+        put(448, &1u32.to_le_bytes()); // st_name; the null symbol is at 424
+        put(454, &[1]); // st_shndx
+        put(456, &0x1234u64.to_le_bytes());
+        put(464, &8u64.to_le_bytes());
+        for (n, kind, offset, size, link, entry) in
+            [(1, 11u32, 424u64, 48u64, 2u32, 24u64), (2, 3, 400, 10, 0, 0)]
+        {
+            let at = 512 + n * 64;
+            put(at + 4, &kind.to_le_bytes());
+            put(at + 24, &offset.to_le_bytes());
+            put(at + 32, &size.to_le_bytes());
+            put(at + 40, &link.to_le_bytes());
+            put(at + 56, &entry.to_le_bytes());
+        }
+        b
+    }
+
+    #[test]
+    fn a_small_file_by_hand() {
+        let elf = parse_bytes(&small_elf()).unwrap();
+        assert_eq!(elf.build_id(), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(elf.soname(), Some("lib.so"));
+        assert_eq!(elf.symbols(&["f"]).unwrap()["f"], Symbol { value: 0x1234, size: 8 });
+        assert_eq!((elf.offset_of(0x1010), elf.vaddr_of(0x10)), (Some(0x10), Some(0x1010)));
+        assert_eq!((elf.offset_of(0xfff), elf.offset_of(0x1400)), (None, None));
+    }
+
     #[test]
     fn forged_sizes_allocate_nothing() {
         // 10 GB, all of it a hole, that claims to be one symbol table with one string table.

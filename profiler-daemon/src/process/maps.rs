@@ -270,6 +270,41 @@ nonsense
     }
 
     #[test]
+    fn a_deleted_file_is_opened_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gone.so");
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let file = File::open(&path).unwrap();
+        // SAFETY: a fresh private mapping of an open file.
+        let address = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+        };
+        assert_ne!(address, libc::MAP_FAILED);
+        std::fs::remove_file(&path).unwrap();
+        let maps = Maps::read(std::process::id()).unwrap();
+        let mapping = maps.lookup(address as u64).unwrap();
+        assert!(mapping.deleted && *mapping.path == *path);
+        match open(std::process::id(), mapping) {
+            Ok(found) => assert_eq!(found.metadata().unwrap().ino(), file.metadata().unwrap().ino()),
+            Err(error) => {
+                eprintln!("SKIPPED: map_files is not permitted here");
+                assert!(matches!(error, OpenError::Deleted { .. }));
+            }
+        }
+        // SAFETY: the page mapped above, which nothing refers to any more.
+        unsafe { libc::munmap(address, 4096) };
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_parsed(text in "[0-9a-f:\\-rwxp \\\\/\n()deleted]{0,300}") {
+            for mapping in Maps::parse(text.as_bytes()).iter() {
+                assert!(mapping.start < mapping.end);
+            }
+        }
+    }
+
+    #[test]
     fn the_number_of_lines_is_bounded() {
         let line = b"1000-2000 r-xp 00000000 00:00 0\n";
         assert_eq!(Maps::parse(&line.repeat(LINES_MAX)).iter().count(), LINES_MAX);

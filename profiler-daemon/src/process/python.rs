@@ -365,7 +365,8 @@ fn evaluate(instruction: &Instruction, registers: &[Option<Linear>; 16]) -> Opti
         OpKind::Memory if thread_pointer => Some(Linear { tp: true, key: 0, constant: 0 }),
         OpKind::Memory => None,
         OpKind::Register => None,
-        _ => Some(Linear { tp: false, key: 0, constant: instruction.immediate(1) }),
+        // Not every other kind is an immediate: string instructions have operands of their own.
+        _ => instruction.try_immediate(1).ok().map(|constant| Linear { tp: false, key: 0, constant }),
     };
     match instruction.mnemonic() {
         Mnemonic::Mov => operand,

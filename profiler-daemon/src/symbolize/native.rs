@@ -141,8 +141,9 @@ fn frame(
     module: &str,
     interner: &mut Interner,
 ) -> Arc<Frame> {
-    let path = code.map(|c| c.to_path().to_string_lossy().into_owned());
-    let file = interner.name(path.as_deref().unwrap_or(module));
+    // Compilers write paths such as `/build/./Python/ceval.c`; components leave the dots out.
+    let path = code.map(|c| c.to_path().components().collect::<PathBuf>());
+    let file = interner.name(&path.as_ref().map_or(module.into(), |path| path.to_string_lossy()));
     let line = code.and_then(|c| c.line).unwrap_or(0);
     let name = interner.name(name);
     interner.frame(Frame { name, file, line, first_line: 0, kind })

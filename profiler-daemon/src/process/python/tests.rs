@@ -212,7 +212,15 @@ fn the_first_block_is_read_off_the_code() {
     assert!(first_block(&other).is_err());
     assert!(first_block(&recent[..15]).is_err());
     assert!(first_block(&[]).is_err());
+    assert!(first_block(&[0xac]).is_err()); // lods
     assert!(first_block(&[0xff; 16]).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_code_is_evaluated(code in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..128)) {
+        let _ = first_block(&code);
+    }
 }
 
 #[test]

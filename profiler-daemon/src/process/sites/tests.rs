@@ -152,6 +152,15 @@ fn the_entry_site_keeps_the_descriptor() {
     }
 }
 
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_searched(code in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let inside = |site: u64| (AT..AT + code.len() as u64).contains(&site);
+        assert!(find_result_sites(&code, AT, 0).into_iter().flatten().all(inside));
+        assert!(find_entry_site(&code, AT).map_or(true, inside));
+    }
+}
+
 /// The loader of the machine that runs the tests has mapped one.
 fn own_libc() -> ElfFile {
     let maps = Maps::read(std::process::id()).unwrap();

@@ -161,7 +161,7 @@ json.dump(out, sys.stdout)
                 assert_eq!(ours.len(), length as usize);
                 compared += length / 2;
                 // Looking each one up is quadratic: all of a function, a part of a long module.
-                let step = if length < 2000 { 2 } else { 202 };
+                let step = if length < 300 { 2 } else { 46 };
                 let mut running = first_line;
                 let runs = theirs.iter().map(|line| {
                     running = line.unwrap_or(running);
