@@ -5,6 +5,8 @@
 
 pub mod args;
 mod checkconfig;
+pub mod client;
+
 pub mod doctor;
 mod error;
 pub mod output;

@@ -1,0 +1,465 @@
+//! The subcommands that ask a running daemon: `requests`, `routes`, `targets`, `show`, `export`.
+//!
+//! In: plain arguments. Out: aligned tables, or the daemon's JSON as it came, as bytes for standard output. Words that
+//! come from targets are shown without their control characters, or a path could move the cursor of the terminal.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::profile::format::Format;
+use crate::store::RequestId;
+
+/// Where a daemon listens unless told otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
+/// The server gives up after half of it.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Larger than any answer of the daemon, small enough to hold in memory.
+const MAX_ANSWER: u64 = 256 << 20;
+
+/// What all these commands have in common.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    pub url: String,
+    /// The daemon's JSON instead of a table.
+    pub json: bool,
+    /// ANSI colours in `show`; the caller knows about terminals and `NO_COLOR`.
+    pub color: bool,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self { url: DEFAULT_URL.to_owned(), json: false, color: false }
+    }
+}
+
+/// Filters as the user wrote them; the daemon checks them, so that there is one grammar.
+#[derive(Clone, Debug, Default)]
+pub struct RequestsQuery {
+    pub service: Option<String>,
+    pub route: Option<String>,
+    pub method: Option<String>,
+    pub status: Option<String>,
+    pub pid: Option<u32>,
+    pub min_duration: Option<String>,
+    pub max_duration: Option<String>,
+    pub since: Option<String>,
+    pub until: Option<String>,
+    /// Not for `routes`.
+    pub sort: Option<String>,
+    /// Not for `routes`.
+    pub limit: Option<u32>,
+    /// Not for `routes`.
+    pub cursor: Option<String>,
+}
+
+impl RequestsQuery {
+    fn pairs(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            service,
+            route,
+            method,
+            status,
+            pid,
+            min_duration,
+            max_duration,
+            since,
+            until,
+            sort,
+            limit,
+            cursor,
+        } = self;
+        let all = [
+            ("service", service.clone()),
+            ("route", route.clone()),
+            ("method", method.clone()),
+            ("status", status.clone()),
+            ("pid", pid.map(|n| n.to_string())),
+            ("min_duration", min_duration.clone()),
+            ("max_duration", max_duration.clone()),
+            ("since", since.clone()),
+            ("until", until.clone()),
+            ("sort", sort.clone()),
+            ("limit", limit.map(|n| n.to_string())),
+            ("cursor", cursor.clone()),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
+/// Whose profile to export.
+#[derive(Clone, Debug)]
+pub enum ExportSource {
+    Request(String),
+    /// The merged profile of all requests that match, usually by route.
+    Matching(RequestsQuery),
+}
+
+/// What `export` writes and where.
+#[derive(Clone, Debug)]
+pub struct ExportQuery {
+    pub source: ExportSource,
+    /// `None`: by the extension of `output`.
+    pub format: Option<String>,
+    /// `wall` unless told otherwise.
+    pub view: Option<String>,
+    /// `None` or `-`: standard output.
+    pub output: Option<PathBuf>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no daemon answers at {url} ({reason}); start one with `reqprof daemon`, or name another with --url"
+    )]
+    NotRunning { url: String, reason: String },
+    #[error("{url}: {source}")]
+    Http { url: String, source: Box<ureq::Error> },
+    /// The daemon said no; its own words.
+    #[error("{message}")]
+    Refused { status: u16, code: String, message: String },
+    #[error("{url} answered something that is not a reqprof daemon's answer: {reason}")]
+    Unexpected { url: String, reason: String },
+    #[error("{0:?} is not a request id: 24 lower-case hexadecimal digits")]
+    InvalidId(String),
+    #[error("the format cannot be told from the file name; name it with -f")]
+    UnknownFormat,
+    #[error("{path}: {source}")]
+    Write { path: PathBuf, source: io::Error },
+}
+
+impl ClientError {
+    /// Whether the user's arguments are at fault (exit code 2) rather than the circumstances.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::InvalidId(_) | Self::UnknownFormat => true,
+            Self::Refused { status, .. } => *status == 400,
+            _ => false,
+        }
+    }
+}
+
+/// The table of requests; one line below it tells how to see more.
+pub fn requests(options: &ClientOptions, query: &RequestsQuery) -> Result<Vec<u8>, ClientError> {
+    listing(options, "/api/v1/requests", &query.pairs(), |answer| {
+        let rows = rows(answer, "requests")?;
+        let cells = rows.iter().map(|r| {
+            vec![
+                text(r, "start").get(..19).map_or_else(|| text(r, "start"), |t| t.replace('T', " ")),
+                text(r, "id"),
+                text(r, "service"),
+                text(r, "method"),
+                text(r, "path"),
+                text(r, "route"),
+                text(r, "status"),
+                duration(r.get("duration_ns")),
+                text(r, "samples"),
+                text(r, "outcome"),
+            ]
+        });
+        let headers =
+            ["start", "id", "service", "method", "path", "route", "status", "duration", "samples", "outcome"];
+        let mut out = table(&headers, &cells.collect::<Vec<_>>());
+        if let Some(cursor) = answer.get("next").and_then(Value::as_str) {
+            out.push_str(&format!("more: --cursor {}\n", printable(cursor)));
+        }
+        Some(out)
+    })
+}
+
+/// The table of routes.
+pub fn routes(options: &ClientOptions, query: &RequestsQuery) -> Result<Vec<u8>, ClientError> {
+    listing(options, "/api/v1/routes", &query.pairs(), routes_table)
+}
+
+/// `answer`: the object that `/api/v1/routes` returns.
+fn routes_table(answer: &Value) -> Option<String> {
+    let cells = rows(answer, "routes")?.iter().map(|r| {
+        vec![
+            text(r, "service"),
+            text(r, "route"),
+            text(r, "count"),
+            text(r, "errors"),
+            duration(r.get("p50_ns")),
+            duration(r.get("p95_ns")),
+            duration(r.get("p99_ns")),
+            duration(r.get("total_ns")),
+            duration(r.get("sampled_cpu_ns")),
+        ]
+    });
+    let headers = ["service", "route", "count", "err", "p50", "p95", "p99", "total", "cpu (sampled)"];
+    Some(table(&headers, &cells.collect::<Vec<_>>()))
+}
+
+/// The table of watched processes.
+pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
+    listing(options, "/api/v1/targets", &[], |answer| {
+        // What is known of a target grows from version to version, so every field is a column.
+        let rows = rows(answer, "targets")?;
+        let mut headers: Vec<&str> = Vec::new();
+        for row in rows {
+            for name in row.as_object()?.keys() {
+                if !headers.contains(&name.as_str()) {
+                    headers.push(name);
+                }
+            }
+        }
+        // Objects come sorted by name; a process is looked up by its pid.
+        headers.sort_by_key(|name| *name != "pid");
+        let cells: Vec<_> =
+            rows.iter().map(|r| headers.iter().map(|name| text(r, name)).collect::<Vec<_>>()).collect();
+        let headers: Vec<String> = headers.iter().map(|name| printable(name)).collect();
+        Some(table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &cells))
+    })
+}
+
+/// One request as a text tree, with its profile if there is one; with `--json` the record.
+pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
+    let id = valid(id)?;
+    let path = format!("/api/v1/requests/{id}");
+    let raw = fetch(options, &path, &[])?;
+    if options.json {
+        return Ok(raw);
+    }
+    let record = parse(options, &raw)?;
+    let mut out = String::new();
+    for (name, value) in record.as_object().into_iter().flatten() {
+        let shown =
+            if name.ends_with("_ns") && value.is_u64() { duration(Some(value)) } else { text(&record, name) };
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{:<16}{shown}", printable(name));
+    }
+    let mut out = out.into_bytes();
+    if record.get("profile") == Some(&Value::Bool(true)) {
+        let tree = fetch(options, &format!("{path}/profile"), &[("format", "text".to_owned())])?;
+        out.push(b'\n');
+        out.extend(tree);
+    }
+    Ok(out)
+}
+
+/// Writes a profile to a file, or returns it for standard output.
+pub fn export(options: &ClientOptions, query: &ExportQuery) -> Result<Vec<u8>, ClientError> {
+    let file = query.output.as_deref().filter(|path| *path != Path::new("-"));
+    let format = match (&query.format, file) {
+        (Some(name), _) => name.clone(),
+        (None, Some(path)) => Format::from_path(path).ok_or(ClientError::UnknownFormat)?.name().to_owned(),
+        (None, None) => return Err(ClientError::UnknownFormat),
+    };
+    let (path, mut pairs) = match &query.source {
+        ExportSource::Request(id) => (format!("/api/v1/requests/{}/profile", valid(id)?), Vec::new()),
+        ExportSource::Matching(filter) => ("/api/v1/profile".to_owned(), filter.pairs()),
+    };
+    pairs.push(("format", format));
+    pairs.extend(query.view.clone().map(|view| ("view", view)));
+    let profile = fetch(options, &path, &pairs)?;
+    let Some(path) = file else { return Ok(profile) };
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        // A profile tells what a service does; it is its owner's business.
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(&profile))
+        .map_err(|source| ClientError::Write { path: path.to_path_buf(), source })?;
+    Ok(Vec::new())
+}
+
+fn valid(id: &str) -> Result<RequestId, ClientError> {
+    id.parse().map_err(|_| ClientError::InvalidId(id.to_owned()))
+}
+
+fn listing(
+    options: &ClientOptions,
+    path: &str,
+    pairs: &[(&str, String)],
+    draw: impl FnOnce(&Value) -> Option<String>,
+) -> Result<Vec<u8>, ClientError> {
+    let raw = fetch(options, path, pairs)?;
+    if options.json {
+        return Ok(raw);
+    }
+    let drawn = draw(&parse(options, &raw)?);
+    drawn.map(String::into_bytes).ok_or_else(|| unexpected(options, "it lacks the list asked for"))
+}
+
+fn unexpected(options: &ClientOptions, reason: impl ToString) -> ClientError {
+    ClientError::Unexpected { url: options.url.clone(), reason: reason.to_string() }
+}
+
+fn parse(options: &ClientOptions, raw: &[u8]) -> Result<Value, ClientError> {
+    serde_json::from_slice(raw).map_err(|e| unexpected(options, e))
+}
+
+fn fetch(options: &ClientOptions, path: &str, pairs: &[(&str, String)]) -> Result<Vec<u8>, ClientError> {
+    let url = format!("{}{path}", options.url.trim_end_matches('/'));
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(TIMEOUT))
+        .http_status_as_error(false)
+        // Never by way of a proxy: the daemon is on this host, or named outright.
+        .proxy(None)
+        .max_redirects(0)
+        .build()
+        .into();
+    let request = pairs.iter().fold(agent.get(&url), |request, (name, value)| request.query(name, value));
+    let mut response = request.call().map_err(|e| failed(options, e))?;
+    let status = response.status().as_u16();
+    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+    let body = body.map_err(|e| failed(options, e))?;
+    if status == 200 {
+        return Ok(body);
+    }
+    let answer = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let field = |name: &str| answer.pointer(&format!("/error/{name}")).and_then(Value::as_str).map(printable);
+    match (field("code"), field("message")) {
+        (Some(code), Some(message)) => Err(ClientError::Refused { status, code, message }),
+        _ => Err(unexpected(options, format!("status {status}"))),
+    }
+}
+
+fn failed(options: &ClientOptions, error: ureq::Error) -> ClientError {
+    let url = options.url.clone();
+    match error {
+        ureq::Error::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            ClientError::NotRunning { url, reason: "connection refused".to_owned() }
+        }
+        ureq::Error::ConnectionFailed | ureq::Error::HostNotFound | ureq::Error::Timeout(_) => {
+            ClientError::NotRunning { url, reason: error.to_string() }
+        }
+        other => ClientError::Http { url, source: Box::new(other) },
+    }
+}
+
+fn rows<'a>(answer: &'a Value, name: &str) -> Option<&'a Vec<Value>> {
+    answer.get(name)?.as_array()
+}
+
+/// A field as a cell: unknown is a dash.
+fn text(row: &Value, name: &str) -> String {
+    match row.get(name) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => printable(text),
+        Some(other) => printable(&other.to_string()),
+    }
+}
+
+/// Nanoseconds for people, always with a unit and one decimal place.
+fn duration(ns: Option<&Value>) -> String {
+    let Some(ns) = ns.and_then(Value::as_f64) else { return "-".to_owned() };
+    match ns {
+        1e9.. => format!("{:.1} s", ns / 1e9),
+        1e6.. => format!("{:.1} ms", ns / 1e6),
+        _ => format!("{:.1} µs", ns / 1e3),
+    }
+}
+
+/// Without what a terminal would obey, or what reorders the text around it.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let hidden = c.is_control()
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}');
+            let escaped = hidden.then(|| c.escape_default());
+            escaped.into_iter().flatten().chain((!hidden).then_some(c))
+        })
+        .collect()
+}
+
+/// Longer cells are cut in the middle of nowhere: a path of 1,024 bytes would make every line that long.
+const MAX_CELL: usize = 60;
+
+/// Rows under headers, aligned: columns whose every cell begins with a digit or is unknown to the right, others to
+/// the left. Cells have to be printable already.
+pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let cut = |cell: &str| match cell.char_indices().nth(MAX_CELL) {
+        None => cell.to_owned(),
+        Some((end, _)) => format!("{}…", cell[..end].trim_end()),
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| cut(cell)).collect()).collect();
+    let columns: Vec<(usize, bool)> = headers
+        .iter()
+        .enumerate()
+        .map(|(i, header)| {
+            let cells = || rows.iter().filter_map(|row| row.get(i));
+            let width = cells().map(|c| c.chars().count()).max().unwrap_or(0).max(header.chars().count());
+            let number = |c: &str| c == "-" || c.starts_with(|c: char| c.is_ascii_digit());
+            let right = !rows.is_empty() && cells().all(|c| number(c)) && !is_id(header);
+            (width, right)
+        })
+        .collect();
+    let mut out = String::new();
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded = cells.zip(&columns).map(|(cell, (width, right))| {
+            if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        let text = padded.collect::<Vec<_>>().join("  ");
+        out.push_str(text.trim_end());
+        out.push('\n');
+    };
+    line(&mut headers.iter().copied());
+    for row in &rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+/// These begin with digits, but are names.
+fn is_id(header: &str) -> bool {
+    matches!(header, "id" | "start")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tables_are_aligned() {
+        let rows =
+            [["/", "7", "1.5 ms"], ["/orders/é", "12345", "-"]].map(|row| row.map(str::to_owned).to_vec());
+        let expected = "\
+route      count     p50
+/              7  1.5 ms
+/orders/é  12345       -
+";
+        assert_eq!(table(&["route", "count", "p50"], &rows), expected);
+        assert_eq!(table(&["a", "b"], &[]), "a  b\n");
+    }
+
+    #[test]
+    fn routes_show_what_is_unknown_as_a_dash() {
+        let answer = json!({"routes": [{
+            "service": "shop", "route": "/\u{1b}[2J\n", "count": 3, "errors": 1, "p50_ns": 1_500_000,
+            "p95_ns": 2_000_000_000_u64, "p99_ns": 900, "total_ns": 1_000_000, "sampled_cpu_ns": null,
+        }]});
+        let shown = routes_table(&answer).unwrap();
+        let cells: Vec<_> = shown.lines().nth(1).unwrap().split("  ").map(str::trim).collect();
+        let cells: Vec<_> = cells.into_iter().filter(|c| !c.is_empty()).collect();
+        assert_eq!(cells, ["shop", "/\\u{1b}[2J\\n", "3", "1", "1.5 ms", "2.0 s", "0.9 µs", "1.0 ms", "-"]);
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_that_it_would_obey() {
+        assert_eq!(printable("a\u{1b}[31m\r\n\u{7f}\u{9b}"), "a\\u{1b}[31m\\r\\n\\u{7f}\\u{9b}");
+        assert_eq!(printable("x\u{202e}y"), "x\\u{202e}y");
+        assert_eq!(printable("größe ✓ \\"), "größe ✓ \\");
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_is_named() {
+        // Bound and closed: nobody listens there.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let options = ClientOptions { url: format!("http://{free}"), ..ClientOptions::default() };
+        let error = routes(&options, &RequestsQuery::default()).unwrap_err();
+        assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
+        assert!(error.to_string().contains("reqprof daemon"));
+        assert!(matches!(show(&options, "../x").unwrap_err(), ClientError::InvalidId(_)));
+    }
+}

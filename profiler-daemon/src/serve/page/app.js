@@ -1,0 +1,338 @@
+// The page: asks the API, shows tables. Everything that comes from the API is hostile (paths, routes, names of
+// processes) and reaches the document through textContent and encodeURIComponent only.
+"use strict";
+
+const FORMATS = ["svg", "tree", "text", "folded", "pprof", "speedscope"];
+const VIEWS = ["wall", "cpu"];
+const REFRESH_MS = 5000;
+
+const $ = (selector) => document.querySelector(selector);
+
+function element(name, props = {}, ...children) {
+  const e = document.createElement(name);
+  Object.assign(e, props);
+  e.append(...children);
+  return e;
+}
+
+function duration(ns) {
+  if (ns === null || ns === undefined) return "–";
+  if (ns >= 1e9) return (ns / 1e9).toFixed(2) + " s";
+  if (ns >= 1e6) return (ns / 1e6).toFixed(1) + " ms";
+  return (ns / 1e3).toFixed(0) + " µs";
+}
+
+const bytes = (n) => (n >= 1 << 20 ? (n / (1 << 20)).toFixed(1) + " MiB" : n >= 1024 ? (n / 1024).toFixed(1) + " KiB" : n + " B");
+const moment = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
+const sum = (parts) => (parts ? Object.values(parts).reduce((a, b) => a + b, 0) : null);
+
+// label, value of a row, how it is shown, number?
+const column = (label, get, show = (v) => v, number = false) => ({ label, get, show, number });
+
+const TABS = {
+  routes: {
+    url: "/api/v1/routes",
+    filters: true,
+    sort: { by: "total", down: true },
+    empty: "No requests yet. Routes appear as soon as a watched process answers a request.",
+    columns: [
+      column("service", (r) => r.service),
+      column("route", (r) => r.route),
+      column("requests", (r) => r.count, (v) => v.toLocaleString(), true),
+      column("errors", (r) => r.errors, (v) => (v ? v.toLocaleString() : "0"), true),
+      column("p50", (r) => r.p50_ns, duration, true),
+      column("p95", (r) => r.p95_ns, duration, true),
+      column("p99", (r) => r.p99_ns, duration, true),
+      column("slowest", (r) => r.max_ns, duration, true),
+      column("total", (r) => r.total_ns, duration, true),
+      column("sampled CPU", (r) => r.sampled_cpu_ns, duration, true),
+      column("on CPU", (r) => r.on_cpu_ns, duration, true),
+      column("off CPU", (r) => sum(r.off_cpu_ns), duration, true),
+    ],
+    open: (r) => showRoute(r),
+    key: (r) => r.service + "\n" + r.route,
+  },
+  requests: {
+    url: "/api/v1/requests",
+    filters: true,
+    // The server sorts these, since there may be more than one page.
+    sort: { by: "start", down: true },
+    empty: "No request matches.",
+    columns: [
+      column("start", (r) => r.start, moment),
+      column("service", (r) => r.service),
+      column("method", (r) => r.method),
+      column("path", (r) => r.path),
+      column("route", (r) => r.route),
+      column("status", (r) => r.status, (v) => v ?? "–", true),
+      column("duration", (r) => r.duration_ns, duration, true),
+      column("first byte", (r) => r.ttfb_ns, duration, true),
+      column("samples", (r) => r.samples, (v) => v.toLocaleString(), true),
+      column("outcome", (r) => r.outcome),
+      column("pid", (r) => r.pid, (v) => v, true),
+    ],
+    open: (r) => showRequest(r),
+    key: (r) => r.id,
+  },
+  targets: {
+    url: "/api/v1/targets",
+    sort: { by: "pid", down: false },
+    empty: "No process is watched yet.",
+  },
+  status: { url: "/api/v1/status" },
+};
+
+const SERVER_SORTED = ["start", "duration"];
+const state = { tab: "routes", rows: [], next: null, chosen: null, view: "wall", detail: null, generation: 0 };
+
+async function ask(url) {
+  const response = await fetch(url);
+  const body = await response.json().catch(() => null);
+  if (!response.ok) throw new Error(body?.error?.message ?? "HTTP " + response.status);
+  return body;
+}
+
+function filters() {
+  const query = new URLSearchParams();
+  for (const [name, value] of new FormData($("#filters"))) if (value.trim()) query.set(name, value.trim());
+  return query;
+}
+
+function problem(error) {
+  $("#problem").hidden = !error;
+  $("#problem").textContent = error ? "Cannot show this: " + error.message : "";
+}
+
+async function load(more = false) {
+  const tab = TABS[state.tab];
+  const generation = ++state.generation;
+  const query = tab.filters ? filters() : new URLSearchParams();
+  if (state.tab === "requests") {
+    if (SERVER_SORTED.includes(tab.sort.by)) query.set("sort", (tab.sort.down ? "-" : "") + tab.sort.by);
+    if (more && state.next) query.set("cursor", state.next);
+  }
+  try {
+    const body = await ask(tab.url + (query.size ? "?" + query : ""));
+    // A slow answer must not replace that of a later question.
+    if (generation !== state.generation) return;
+    problem(null);
+    if (state.tab === "status") {
+      $("#status").textContent = JSON.stringify(body, null, 2);
+      return;
+    }
+    const rows = body[state.tab];
+    state.rows = more ? state.rows.concat(rows) : rows;
+    state.next = body.next;
+    draw();
+  } catch (error) {
+    if (generation === state.generation) problem(error);
+  }
+}
+
+async function health() {
+  const e = $("#health");
+  try {
+    const response = await fetch("/-/ready");
+    const body = response.ok ? null : await response.json();
+    e.className = response.ok ? "good" : "bad";
+    e.textContent = response.ok ? "● ready" : "● not ready: " + body.error.message;
+  } catch {
+    e.className = "bad";
+    e.textContent = "● the daemon does not answer";
+  }
+}
+
+// Targets say different things from version to version: every field is a column.
+function columns() {
+  const tab = TABS[state.tab];
+  if (tab.columns) return tab.columns;
+  const names = new Set();
+  for (const row of state.rows) for (const name of Object.keys(row)) names.add(name);
+  const plain = (v) => (v === null || v === undefined ? "–" : Array.isArray(v) ? v.join(", ") : typeof v === "object" ? JSON.stringify(v) : String(v));
+  return [...names].map((name) => column(name.replaceAll("_", " "), (r) => r[name] ?? null, plain, name === "pid"));
+}
+
+function sorted(rows, all) {
+  const tab = TABS[state.tab];
+  if (state.tab === "requests" && SERVER_SORTED.includes(tab.sort.by)) return rows;
+  const by = all.find((c) => c.label === tab.sort.by);
+  if (!by) return rows;
+  const direction = tab.sort.down ? -1 : 1;
+  const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  return [...rows].sort((a, b) => {
+    const [x, y] = [by.get(a), by.get(b)];
+    // What is unknown comes last, whichever way.
+    if (x === null || y === null) return (x === null) - (y === null);
+    return direction * compare(x, y);
+  });
+}
+
+function draw() {
+  const tab = TABS[state.tab];
+  const all = columns();
+  const focused = document.activeElement?.dataset?.key;
+  const heads = all.map((c) => {
+    const chosen = tab.sort.by === c.label;
+    const button = element("button", { type: "button", textContent: c.label + (chosen ? (tab.sort.down ? " ↓" : " ↑") : "") });
+    button.onclick = () => {
+      tab.sort = { by: c.label, down: chosen ? !tab.sort.down : c.number };
+      if (state.tab === "requests") load();
+      else draw();
+    };
+    const head = element("th", { className: c.number ? "number" : "", scope: "col" }, button);
+    if (chosen) head.ariaSort = tab.sort.down ? "descending" : "ascending";
+    return head;
+  });
+  $("thead").replaceChildren(element("tr", {}, ...heads));
+  const rows = sorted(state.rows, all).map((r) => {
+    const cells = all.map((c) => {
+      const value = c.get(r);
+      const cell = element("td", { textContent: value === null ? "–" : c.show(value), className: c.number ? "number" : "" });
+      cell.title = cell.textContent;
+      if (value === null) cell.classList.add("unknown");
+      const failed = (c.label === "errors" && value > 0) || (c.label === "status" && value >= 500) || (c.label === "outcome" && value !== "complete");
+      if (failed) cell.classList.add("error");
+      return cell;
+    });
+    const row = element("tr", {}, ...cells);
+    if (tab.open) {
+      const key = tab.key(r);
+      row.className = key === state.chosen ? "link chosen" : "link";
+      row.tabIndex = 0;
+      row.dataset.key = key;
+      row.onclick = () => {
+        state.chosen = key;
+        tab.open(r);
+        draw();
+      };
+      row.onkeydown = (event) => {
+        if (event.key === "Enter") row.onclick();
+      };
+    }
+    return row;
+  });
+  $("tbody").replaceChildren(...rows);
+  if (focused) [...$("tbody").children].find((row) => row.dataset.key === focused)?.focus({ preventScroll: true });
+  $("#empty").hidden = rows.length > 0;
+  $("#empty").textContent = tab.empty ?? "";
+  $("#more").hidden = !state.next;
+}
+
+function describe(title, facts, base, query, profile, why) {
+  state.detail = { base, query };
+  $("#detail").hidden = false;
+  $("#detail h2").textContent = title;
+  const items = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  $("#detail dl").replaceChildren(...items.map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));
+  $("#graph").hidden = !profile;
+  $("#noprofile").hidden = profile;
+  $("#noprofile").textContent = why;
+  if (profile) graph();
+  else $("iframe").removeAttribute("src");
+  $("#detail").scrollIntoView({ block: "nearest" });
+}
+
+function graph() {
+  const { base, query } = state.detail;
+  const url = (format) => {
+    const q = new URLSearchParams(query);
+    q.set("format", format);
+    q.set("view", state.view);
+    return base + "?" + q;
+  };
+  $(".views").replaceChildren(
+    ...VIEWS.map((view) => {
+      const button = element("button", { type: "button", textContent: view === "wall" ? "wall time" : "CPU time", ariaPressed: String(view === state.view) });
+      button.onclick = () => {
+        state.view = view;
+        graph();
+      };
+      return button;
+    }),
+  );
+  $(".downloads").replaceChildren("download:", ...FORMATS.map((format) => element("a", { href: url(format), download: "", textContent: format })));
+  $("iframe").src = url("svg");
+}
+
+function showRequest(r) {
+  const off = r.off_cpu_ns ? Object.entries(r.off_cpu_ns).filter(([, ns]) => ns > 0).map(([name, ns]) => name + " " + duration(ns)).join(", ") : null;
+  const facts = [
+    ["start", moment(r.start)],
+    ["duration", duration(r.duration_ns)],
+    ["first byte after", r.ttfb_ns === null ? null : duration(r.ttfb_ns)],
+    ["on CPU", r.on_cpu_ns === null ? null : duration(r.on_cpu_ns)],
+    ["waiting for a CPU", r.runqueue_ns === null ? null : duration(r.runqueue_ns)],
+    ["off CPU", off],
+    ["samples", r.samples + (r.tail_samples ? " + " + r.tail_samples + " after the response" : "")],
+    ["lost events", r.lost_events || null],
+    ["path", r.path],
+    ["service", r.service],
+    ["process, thread", r.pid + ", " + r.tid],
+    ["request, response", bytes(r.request_bytes) + ", " + bytes(r.response_bytes)],
+    ["outcome", r.outcome + (r.note ? ": " + r.note : "")],
+    ["boundary, attribution", r.boundary + ", " + r.attribution],
+    ["trace", r.trace_id],
+    ["id", r.id],
+  ];
+  const why = "No profile is stored for this request" + (r.samples === 0 ? ": it was shorter than the sampling interval. Its route's merged profile may tell more." : ".");
+  describe(`${r.method} ${r.route} ${r.status ?? r.outcome}`, facts, "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
+}
+
+function showRoute(r) {
+  const query = Object.fromEntries(filters());
+  query.service = r.service;
+  query.route = r.route;
+  const facts = [
+    ["requests", r.count.toLocaleString()],
+    ["errors", r.errors.toLocaleString()],
+    ["p50, p95, p99", [r.p50_ns, r.p95_ns, r.p99_ns].map(duration).join(", ")],
+    ["slowest", duration(r.max_ns)],
+    ["samples", r.samples.toLocaleString()],
+    ["requests with a profile", r.profiles.toLocaleString()],
+  ];
+  describe(`${r.service} ${r.route}`, facts, "/api/v1/profile", query, r.profiles > 0, "No request of this route has a profile yet.");
+}
+
+function closeDetail() {
+  state.chosen = state.detail = null;
+  $("#detail").hidden = true;
+  $("iframe").removeAttribute("src");
+}
+
+function go() {
+  const wanted = location.hash.slice(1);
+  state.tab = Object.hasOwn(TABS, wanted) ? wanted : "routes";
+  state.rows = [];
+  state.next = null;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === "#" + state.tab) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  closeDetail();
+  $("#filters").hidden = !TABS[state.tab].filters;
+  $("#list").hidden = state.tab === "status";
+  $("#status").hidden = state.tab !== "status";
+  $("tbody").replaceChildren();
+  $("#empty").hidden = true;
+  load();
+}
+
+$("#filters").onsubmit = (event) => {
+  event.preventDefault();
+  load();
+};
+$("#filters").onreset = () => setTimeout(load);
+$("#more").onclick = () => load(true);
+$("#close").onclick = () => {
+  closeDetail();
+  draw();
+};
+window.onhashchange = go;
+setInterval(() => {
+  if (!$("#auto").checked || document.hidden) return;
+  health();
+  // Someone who has paged further does not want to be thrown back.
+  if (state.rows.length <= 100) load();
+}, REFRESH_MS);
+health();
+go();
