@@ -213,6 +213,12 @@ impl Connection {
         self.last_activity
     }
 
+    /// Bytes of memory held for partial heads.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.request.capacity() + self.response.capacity()
+    }
+
     pub(super) fn verdict(&mut self, protocol: Protocol, sink: Sink<'_>) {
         self.input = Input::Foreign;
         self.request.take();

@@ -99,7 +99,11 @@ fn like_method(bytes: &[u8]) -> bool {
     let lead = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
     let bytes = &bytes[lead..];
     bytes.first().is_some_and(u8::is_ascii_uppercase)
-        && bytes.iter().take(4).take_while(|b| **b != b' ').all(|b| b.is_ascii_uppercase() || b"-_".contains(b))
+        && bytes
+            .iter()
+            .take(4)
+            .take_while(|b| **b != b' ')
+            .all(|b| b.is_ascii_uppercase() || b"-_".contains(b))
 }
 
 fn like_status_line(bytes: &[u8]) -> bool {
