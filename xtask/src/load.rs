@@ -93,17 +93,6 @@ impl Report {
         self.routes.values().map(|route| route.failed + bad(route)).sum()
     }
 
-    pub fn per_second(&self) -> f64 {
-        self.answered() as f64 / self.elapsed.as_secs_f64()
-    }
-
-    /// The latency that `percent` of all answered requests do not exceed.
-    pub fn percentile_ns(&self, percent: f64) -> Option<u64> {
-        let mut all: Vec<u64> = self.routes.values().flat_map(|route| &route.latencies_ns).copied().collect();
-        all.sort_unstable();
-        percentile(&all, percent)
-    }
-
     /// A table for people: one line per route.
     pub fn table(&self) -> String {
         let mut text = format!(
