@@ -1,1 +1,33 @@
-fn main() {}
+//! reqprof's build and test commands, run as `cargo xtask <command>`. Each command is a file; this one only names them.
+
+mod apt;
+mod ebpf;
+mod run;
+mod sh;
+mod testing;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and tests reqprof")]
+enum Command {
+    /// Build the BPF object and put it where the daemon embeds it
+    Ebpf(ebpf::Options),
+    /// Build reqprof and run it as root
+    Run(run::Options),
+    /// Run everything that CI runs
+    Test(testing::Options),
+}
+
+fn main() -> Result<ExitCode> {
+    let succeeded = match Command::parse() {
+        Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
+        Command::Run(options) => run::run(&options).map(|()| true),
+        Command::Test(options) => testing::run(&options),
+    }?;
+    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,176 @@
+//! Debian packages.
+//!
+//! In: package names. Out: packages installed on this machine ([`install`]), or one package unpacked into a folder
+//! without installing it ([`unpack`], which needs no root). Suites that the machine does not have configured are read
+//! through an apt state of our own, checked with the machine's Debian keyring; `/etc/apt` is never changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const ARCHIVE: &str = "http://deb.debian.org/debian";
+const SECURITY: &str = "http://deb.debian.org/debian-security";
+
+/// Makes sure that the packages are installed. Where the machine's own suites lack one, the backports and security
+/// suites of its release are asked. `state` is a folder that may hold apt's lists for that.
+pub fn install(packages: &[&str], state: &Path) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing Debian packages: {}", missing.join(" "));
+    if sh::on_path("apt-get").is_none() {
+        bail!("no apt-get here; install what Debian calls {} yourself", missing.join(" "));
+    }
+    let known = || missing.iter().all(|package| has_candidate(package));
+    if !known() {
+        sh::run(apt_get(None)?.args(["--quiet", "update"]))?;
+    }
+    let sources = if known() { None } else { Some(Sources::of_this_release(state)?) };
+    if let Some(sources) = &sources {
+        sh::run(apt_get(Some(sources))?.args(["--quiet", "update"]))?;
+    }
+    sh::run(
+        apt_get(sources.as_ref())?
+            .args(["--quiet", "--yes", "--no-install-recommends", "install"])
+            .args(&missing),
+    )
+}
+
+/// Unpacks one package of one suite into `into`, in the newest version that starts with `version`. `state` is a folder
+/// for apt's lists and the download.
+pub fn unpack(package: &str, version: &str, suite: &str, state: &Path, into: &Path) -> Result<()> {
+    let sources = Sources::new(state, &[(ARCHIVE, suite)])?;
+    sh::run(sources.apply(&mut Command::new("apt-get")).args(["--quiet", "update"]))?;
+    let offers = sh::capture(sources.apply(&mut Command::new("apt-cache")).args(["madison", package]))?;
+    let Some(chosen) = pick(&offers, version) else {
+        bail!("{suite} has no {package} {version}; it offers:\n{offers}");
+    };
+    let mut download = Command::new("apt-get");
+    sources.apply(&mut download).args(["--quiet", "download"]).arg(format!("{package}={chosen}"));
+    sh::run(download.current_dir(state))?;
+    let file = newest_deb(state, package)?;
+    fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
+    sh::run(Command::new("dpkg").arg("-x").arg(&file).arg(into))?;
+    fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+}
+
+/// `apt-cache madison` prints `package | version | source` per line, newest first.
+fn pick<'a>(madison: &'a str, version: &str) -> Option<&'a str> {
+    madison
+        .lines()
+        .filter_map(|line| line.split('|').nth(1))
+        .map(str::trim)
+        .find(|offer| offer.strip_prefix(version).is_some_and(|rest| rest.starts_with(['+', '-', '~'])))
+}
+
+fn newest_deb(dir: &Path, package: &str) -> Result<PathBuf> {
+    let prefix = format!("{package}_");
+    fs::read_dir(dir)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&prefix) && name.ends_with(".deb")
+        })
+        .with_context(|| format!("apt-get left no {package} package in {}", dir.display()))
+}
+
+fn installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    sh::capture(query.args(["--show", "--showformat=${db:Status-Status}", package]))
+        .is_ok_and(|s| s == "installed")
+}
+
+fn has_candidate(package: &str) -> bool {
+    sh::capture(Command::new("apt-cache").env("LC_ALL", "C").args(["policy", package]))
+        .is_ok_and(|policy| policy.contains("Candidate:") && !policy.contains("Candidate: (none)"))
+}
+
+fn apt_get(sources: Option<&Sources>) -> Result<Command> {
+    // `env` sets the variables on the far side of sudo too. SYSTEMD_OFFLINE: a package's service is not to be started;
+    // we want its programs. The lock timeout waits for another apt instead of failing.
+    let mut command = sh::as_root("env")?;
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "SYSTEMD_OFFLINE=1",
+        "apt-get",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+    ]);
+    if let Some(sources) = sources {
+        sources.apply(&mut command);
+    }
+    Ok(command)
+}
+
+/// A list of suites with an apt state of its own. Which packages are installed still comes from the machine.
+struct Sources {
+    state: PathBuf,
+}
+
+impl Sources {
+    fn new(state: &Path, suites: &[(&str, &str)]) -> Result<Self> {
+        if !Path::new(KEYRING).is_file() {
+            bail!(
+                "{KEYRING} is missing (Debian's package debian-archive-keyring); unsigned packages are not used"
+            );
+        }
+        for dir in ["lists/partial", "cache/archives/partial"] {
+            let dir = state.join(dir);
+            fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        }
+        let list: String = suites
+            .iter()
+            .map(|(archive, suite)| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"))
+            .collect();
+        let file = state.join("sources.list");
+        fs::write(&file, list).with_context(|| format!("writing {}", file.display()))?;
+        Ok(Self { state: state.to_owned() })
+    }
+
+    fn of_this_release(state: &Path) -> Result<Self> {
+        let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+        let Some(codename) = codename.map(|name| name.trim_matches('"')) else {
+            bail!("/etc/os-release names no VERSION_CODENAME, so no further suites can be asked");
+        };
+        let (backports, security) = (format!("{codename}-backports"), format!("{codename}-security"));
+        Self::new(state, &[(ARCHIVE, codename), (ARCHIVE, &backports), (SECURITY, &security)])
+    }
+
+    fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let at = |key: &str, name: &str| format!("{key}={}", self.state.join(name).display());
+        for option in [
+            at("Dir::Etc::sourcelist", "sources.list"),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            at("Dir::State::lists", "lists"),
+            at("Dir::Cache", "cache"),
+            "Acquire::Languages=none".to_owned(),
+            // As root, apt would fetch as the user _apt, who may not write into our folder.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pick;
+
+    #[test]
+    fn the_version_is_matched_whole() {
+        let madison = " rust-src | 1.96.1+dfsg1-2~bpo13+1 | http://deb.debian.org/debian trixie-backports/main\n\
+                       rust-src | 1.95.0+dfsg1-2~bpo13+1 | http://deb.debian.org/debian trixie-backports/main\n\
+                       rust-src | 1.9.1+dfsg1-2 | http://deb.debian.org/debian trixie-backports/main\n";
+        assert_eq!(pick(madison, "1.95.0"), Some("1.95.0+dfsg1-2~bpo13+1"));
+        assert_eq!(pick(madison, "1.9"), None);
+        assert_eq!(pick(madison, "1.97.0"), None);
+    }
+}

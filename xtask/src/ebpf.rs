@@ -1,0 +1,192 @@
+//! `cargo xtask ebpf`: the BPF object.
+//!
+//! In: `profiler-ebpf`. Out: [`OBJECT`], stripped of DWARF, with BTF. The object is committed and embedded in the daemon,
+//! so that a build of the daemon needs only stable Rust. `--verify` rebuilds it and compares bytes, so the committed
+//! object is always what the source says; for that, no path of the machine may reach the object.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::sh;
+use crate::toolchain::{self, Toolchain};
+
+/// The committed object, relative to the workspace's root.
+pub const OBJECT: &str = "profiler-daemon/bpf/reqprof.bpf.o";
+const TARGET: &str = "bpfel-unknown-none";
+const PROFILE: &str = "bpf";
+/// Build folder of its own: another target and other flags must not evict the daemon's build, nor `CARGO_TARGET_DIR`
+/// move this one.
+const BUILD_DIR: &str = "target/bpf";
+
+#[derive(Args)]
+pub struct Options {
+    /// Rebuild and compare with the committed object instead of replacing it
+    #[arg(long)]
+    verify: bool,
+    /// Print the size of every program and function, in instructions
+    #[arg(long)]
+    size: bool,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let toolchain = Toolchain::ensure()?;
+    let built = build(&toolchain)?;
+    if options.verify {
+        compare(&built)?;
+    } else {
+        let committed = sh::root().join(OBJECT);
+        let parent = committed.parent().context("the object has a folder")?;
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+        fs::copy(&built, &committed).with_context(|| format!("writing {}", committed.display()))?;
+        println!("{OBJECT}: {} bytes", fs::metadata(&committed)?.len());
+    }
+    if options.size {
+        print_sizes(&toolchain, &built)?;
+    }
+    Ok(())
+}
+
+/// Rebuilds the object; a difference from the committed one is an error.
+pub fn verify() -> Result<()> {
+    compare(&build(&Toolchain::ensure()?)?)
+}
+
+/// Clippy on the kernel side, under the flags of the build.
+pub fn clippy() -> Result<()> {
+    let toolchain = Toolchain::ensure()?;
+    let mut command = cargo(&toolchain, "clippy")?;
+    sh::run(command.args(["--", "-D", "warnings"]))
+}
+
+/// Builds and strips. Returns the object's path in the build folder.
+fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    sh::run(&mut cargo(toolchain, "build")?)?;
+    let dir = sh::root().join(BUILD_DIR).join(TARGET).join(PROFILE);
+    let stripped = dir.join("reqprof.bpf.o");
+    let mut strip = Command::new(toolchain.llvm_bin.join("llvm-strip"));
+    sh::run(strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(dir.join("profiler-ebpf")))?;
+    Ok(stripped)
+}
+
+/// Cargo with everything the BPF target needs, up to where a subcommand's own arguments go.
+fn cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
+    let mut flags = vec![
+        // Which registers the context structs have; aya-ebpf reads it.
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        "-Clink-arg=--btf".to_owned(),
+    ];
+    flags.extend(
+        remaps(toolchain)?.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())),
+    );
+
+    let mut command = toolchain::isolated_cargo();
+    command
+        .args([
+            subcommand,
+            "--locked",
+            "--package",
+            "profiler-ebpf",
+            "--bin",
+            "profiler-ebpf",
+            "--features",
+            "kernel",
+        ])
+        .args(["--profile", PROFILE, "--target", TARGET, "-Z", "build-std=core", "--target-dir", BUILD_DIR])
+        // The target is tier 3: its `core` has to be built from source, which stable cargo does only when told so.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC", &toolchain.rustc)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    Ok(command)
+}
+
+/// Every folder that source comes from, with the name it has in the object. Line information would carry the paths.
+fn remaps(toolchain: &Toolchain) -> Result<Vec<(PathBuf, &'static str)>> {
+    let metadata = sh::capture(sh::cargo().args(["metadata", "--format-version=1", "--locked"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
+    let packages = metadata["packages"].as_array().context("cargo's metadata lists no packages")?;
+    // The registry's folder is named after its address, and a mirror's is another.
+    let registries: BTreeSet<PathBuf> = packages
+        .iter()
+        .filter(|package| !package["source"].is_null())
+        .filter_map(|package| {
+            Path::new(package["manifest_path"].as_str()?).parent()?.parent().map(Path::to_owned)
+        })
+        .collect();
+    let mut remaps = vec![(sh::root(), "/reqprof"), (toolchain.library.clone(), "/rust/library")];
+    remaps.extend(registries.into_iter().map(|dir| (dir, "/registry")));
+    Ok(remaps)
+}
+
+fn compare(built: &Path) -> Result<()> {
+    let committed = sh::root().join(OBJECT);
+    let fresh = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
+    let remedy = "run `cargo xtask ebpf` and commit the object together with its source";
+    let Ok(old) = fs::read(&committed) else { bail!("{} does not exist: {remedy}", committed.display()) };
+    if let Some(at) = first_difference(&old, &fresh) {
+        bail!(
+            "{} ({} bytes) is not what its source builds ({}, {} bytes): they differ from byte {at} on; {remedy}",
+            committed.display(),
+            old.len(),
+            built.display(),
+            fresh.len(),
+        );
+    }
+    println!("{OBJECT} is what its source builds");
+    Ok(())
+}
+
+/// The offset of the first byte that differs, or where the shorter one ends.
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    let common = a.iter().zip(b).position(|(x, y)| x != y);
+    common.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len())))
+}
+
+fn print_sizes(toolchain: &Toolchain, object: &Path) -> Result<()> {
+    let mut nm = Command::new(toolchain.llvm_bin.join("llvm-nm"));
+    let symbols = sh::capture(nm.args(["--defined-only", "--demangle", "--format=posix"]).arg(object))?;
+    let mut sizes = function_sizes(&symbols);
+    sizes.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), name.clone()));
+    for (name, instructions) in sizes {
+        println!("{instructions:>7}  {name}");
+    }
+    Ok(())
+}
+
+/// Functions and their instructions out of `llvm-nm --format=posix`: `name type value size`, numbers in hex. An
+/// instruction is 8 bytes (the 16-byte load of a 64-bit constant counts as two, as in the kernel's limit).
+fn function_sizes(symbols: &str) -> Vec<(String, u64)> {
+    let function = |line: &str| {
+        let mut fields = line.rsplitn(4, ' ');
+        let size = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let kind = fields.nth(1)?;
+        let name = fields.next()?;
+        (matches!(kind, "T" | "t" | "W" | "w") && size > 0).then(|| (name.to_owned(), size / 8))
+    };
+    symbols.lines().filter_map(function).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_found_and_a_prefix_is_one() {
+        assert_eq!(first_difference(b"abc", b"abc"), None);
+        assert_eq!(first_difference(b"abc", b"abd"), Some(2));
+        assert_eq!(first_difference(b"abc", b"abcd"), Some(3));
+        assert_eq!(first_difference(b"", b"x"), Some(0));
+    }
+
+    #[test]
+    fn sizes_are_in_instructions_and_data_is_left_out() {
+        let nm = "sample T 0 118\nprofiler_ebpf::walk t 0 b8\nRING D 1c 1c\nmemcmp W 218 80\nLICENSE R 0 4\n";
+        let expected = [("sample", 35), ("profiler_ebpf::walk", 23), ("memcmp", 16)];
+        assert_eq!(function_sizes(nm), expected.map(|(name, size)| (name.to_owned(), size)));
+    }
+}

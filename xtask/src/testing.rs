@@ -1,0 +1,247 @@
+//! `cargo xtask test`: everything that CI runs, in its order.
+//!
+//! In: the workspace. Out: each step announced and its output passed on, then what failed and what was skipped and why,
+//! and as the last line `N passed, M failed, K skipped`. A check (format, lints, the object's bytes) counts as one; a
+//! test step counts its tests. A step that fails does not stop the later ones, so one run shows everything.
+//!
+//! A test that cannot run here prints a line `SKIPPED name: reason` and returns; it then counts as skipped, not passed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{apt, ebpf, sh};
+
+/// What the end-to-end tests run against or check with: a web server, a load generator, Prometheus' own parser, Python.
+const PACKAGES: [&str; 7] =
+    ["python3", "python3-dev", "python3-venv", "gcc", "nginx-light", "wrk", "prometheus"];
+
+#[derive(Args)]
+pub struct Options {
+    /// Only what needs neither root nor the BPF toolchain: format, lints, unit tests
+    #[arg(long)]
+    fast: bool,
+    /// Only tests whose name contains this; no format, lints or object
+    filter: Option<String>,
+}
+
+/// Returns whether nothing failed.
+pub fn run(options: &Options) -> Result<bool> {
+    let mut report = Report::default();
+    let filter = options.filter.as_deref();
+    if filter.is_none() {
+        report.check("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"])));
+        let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        report.check("lints", || sh::run(sh::cargo().args(lints)));
+        if !options.fast {
+            report.check("the BPF object is what its source builds", ebpf::verify);
+            report.check("lints of the kernel side", ebpf::clippy);
+        }
+    }
+    report.tests("unit tests", cargo_test(&["--workspace", "--lib", "--bins"], filter));
+    report.tests("documentation tests", cargo_test(&["--workspace", "--doc"], filter));
+    if !options.fast {
+        kernel_tests(&mut report, filter);
+    }
+    print!("\n{report}");
+    Ok(report.failed == 0)
+}
+
+/// The tests that load the BPF object into the running kernel and profile real servers.
+fn kernel_tests(report: &mut Report, filter: Option<&str>) {
+    let step = "kernel and end-to-end tests";
+    if !sh::is_root() {
+        return report.skip(step, "loading BPF programs needs root");
+    }
+    if let Err(error) = apt::install(&PACKAGES, &sh::root().join("target/apt")) {
+        report.skip("tests that need Debian packages", &format!("{error:#}"));
+    }
+    let mut command = cargo_test(&["--package", "profiler-daemon", "--test", "*"], filter);
+    // One at a time: each attaches to the whole machine and would see the others' processes.
+    command.args(["--test-threads=1", "--show-output"]);
+    command.env("REQPROF_E2E", "1").env("REQPROF_PYTHONS", pythons());
+    report.tests(step, command);
+}
+
+/// A `cargo test` to which further arguments for the test programs can be added.
+fn cargo_test(what: &[&str], filter: Option<&str>) -> Command {
+    let mut command = sh::cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).args(what).arg("--").args(filter);
+    command
+}
+
+/// The CPython builds found here, joined as in `PATH`: the distribution's and pyenv's.
+fn pythons() -> std::ffi::OsString {
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".pyenv"));
+    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from).or(home);
+    let versions = pyenv.and_then(|root| std::fs::read_dir(root.join("versions")).ok());
+    let mut found = vec![PathBuf::from("/usr/bin/python3")];
+    found.extend(versions.into_iter().flatten().flatten().map(|entry| entry.path().join("bin/python3")));
+    found.retain(|python| sh::capture(Command::new(python).arg("--version")).is_ok());
+    found.sort();
+    // A path with a colon cannot be listed; such an interpreter is then not tested against.
+    std::env::join_paths(found.iter().filter(|path| !path.to_string_lossy().contains(':')))
+        .unwrap_or_default()
+}
+
+#[derive(Default)]
+struct Report {
+    passed: usize,
+    failed: usize,
+    failures: Vec<String>,
+    /// By name, with the reason: a test may say it more than once.
+    skips: BTreeMap<String, String>,
+    ignored: usize,
+}
+
+impl Report {
+    fn check(&mut self, step: &str, run: impl FnOnce() -> Result<()>) {
+        let result = announced(step, run);
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => self.fail(format!("{step}: {error:#}")),
+        }
+    }
+
+    fn tests(&mut self, step: &str, mut command: Command) {
+        let mut seen = Output::default();
+        let result = announced(step, || {
+            sh::lines(&mut command, |line| {
+                println!("{line}");
+                seen.line(line);
+            })
+        });
+        // Skipped tests returned early, so their harness counted them as passed.
+        self.passed += seen.passed.saturating_sub(seen.skips.len());
+        self.failed += seen.failed;
+        self.ignored += seen.ignored;
+        self.skips.append(&mut seen.skips);
+        self.failures.extend(seen.failures.iter().map(|name| format!("{step}: {name}")));
+        if let Err(error) = result
+            && seen.failed == 0
+        {
+            // It did not compile, or a test program died before it could count.
+            self.fail(format!("{step}: {error:#}"));
+        }
+    }
+
+    fn skip(&mut self, what: &str, reason: &str) {
+        println!("\n== {what}: skipped, {reason}");
+        self.skips.insert(what.to_owned(), reason.to_owned());
+    }
+
+    fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.push(what);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, reason) in &self.skips {
+            writeln!(f, "skipped  {name}: {reason}")?;
+        }
+        for what in &self.failures {
+            writeln!(f, "FAILED   {what}")?;
+        }
+        let skipped = self.skips.len() + self.ignored;
+        writeln!(f, "{} passed, {} failed, {skipped} skipped", self.passed, self.failed)
+    }
+}
+
+fn announced<T>(step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("\n== {step}");
+    let start = Instant::now();
+    let result = run();
+    let outcome = if result.is_ok() { "ok" } else { "FAILED" };
+    println!("== {step}: {outcome} ({:.0} s)", start.elapsed().as_secs_f64());
+    result
+}
+
+/// What the output of `cargo test` says, over all its test programs.
+#[derive(Default)]
+struct Output {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    failures: Vec<String>,
+    skips: BTreeMap<String, String>,
+}
+
+impl Output {
+    fn line(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            // `ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`
+            self.passed += count(counts, "passed");
+            self.failed += count(counts, "failed");
+            self.ignored += count(counts, "ignored");
+        } else if let Some((name, reason)) =
+            line.strip_prefix("SKIPPED ").and_then(|rest| rest.split_once(": "))
+        {
+            self.skips.insert(name.to_owned(), reason.to_owned());
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(name.to_owned());
+        }
+    }
+}
+
+/// The number before `word`.
+fn count(counts: &str, word: &str) -> usize {
+    let words: Vec<&str> = counts.split([' ', ';', '.']).filter(|w| !w.is_empty()).collect();
+    words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two test programs as libtest prints them.
+    const OUTPUT: &str = "\
+running 3 tests
+test a::works ... ok
+test a::breaks ... FAILED
+test a::later ... ignored
+
+test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s
+
+running 2 tests
+test nginx ... ok
+test prometheus ... ok
+
+successes:
+
+---- nginx stdout ----
+SKIPPED nginx: no nginx: not installed
+SKIPPED nginx: no nginx: not installed
+
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 12.30s";
+
+    #[test]
+    fn the_output_of_several_programs_is_summed() {
+        let mut report = Report::default();
+        let mut command = Command::new("printf");
+        command.arg("%s\\n").arg(OUTPUT);
+        report.tests("unit tests", command);
+        assert_eq!(
+            report.to_string(),
+            "skipped  nginx: no nginx: not installed\nFAILED   unit tests: a::breaks\n2 passed, 1 failed, 2 skipped\n"
+        );
+    }
+
+    #[test]
+    fn a_step_that_counts_nothing_but_fails_is_one_failure() {
+        let mut report = Report::default();
+        report.tests("unit tests", Command::new("false"));
+        report.check("format", || Ok(()));
+        let text = report.to_string();
+        assert!(text.starts_with("FAILED   unit tests: `false` failed"), "{text}");
+        assert!(text.ends_with("\n1 passed, 1 failed, 0 skipped\n"), "{text}");
+    }
+}
