@@ -17,8 +17,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::load::{self, Plan, Report, Route, client};
+use crate::sh;
 use crate::site::service::{Identity, Lifetime, Service};
-use crate::site::{Install, Layout, ServeOptions, Site, free_port};
+use crate::site::{Install, ServeOptions, Site, free_port};
 
 const DEFAULT_PORT: u16 = 9977;
 const WORKERS: usize = 3;
@@ -29,7 +30,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 #[derive(clap::Args)]
-pub struct DemoArgs {
+pub struct Options {
     /// Leave the site and the daemon running
     #[arg(long)]
     keep: bool,
@@ -44,23 +45,23 @@ pub struct DemoArgs {
     reqprof: Option<PathBuf>,
 }
 
-pub fn run(layout: &Layout, args: &DemoArgs) -> Result<()> {
-    let kept = layout.target.join("demo/running.json");
+pub fn run(options: &Options) -> Result<()> {
+    let kept = sh::root().join("target/demo/running.json");
     if stop_kept(&kept)? {
         eprintln!("Stopped the site and the daemon of an earlier demo.");
-    } else if args.stop {
+    } else if options.stop {
         eprintln!("No demo is running.");
     }
-    if args.stop {
+    if options.stop {
         return Ok(());
     }
     require_root()?;
-    let reqprof = match &args.reqprof {
+    let reqprof = match &options.reqprof {
         Some(file) => std::path::absolute(file)?,
-        None => build_reqprof(layout)?,
+        None => build_reqprof()?,
     };
-    let install = Install::prepare(layout)?;
-    let lifetime = if args.keep { Lifetime::Detached } else { Lifetime::Bound };
+    let install = Install::prepare()?;
+    let lifetime = if options.keep { Lifetime::Detached } else { Lifetime::Bound };
     let site = install.serve(&ServeOptions {
         name: "gunicorn".into(),
         workers: WORKERS,
@@ -73,13 +74,13 @@ pub fn run(layout: &Layout, args: &DemoArgs) -> Result<()> {
     let mut daemon = Daemon::start(&reqprof, &install, lifetime)?;
     eprintln!("reqprof listens at http://{}/.", daemon.addr);
 
-    eprintln!("Driving {CONNECTIONS} connections for {} seconds …", args.seconds);
+    eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
     let report = load::run(&Plan {
         server: site.addr,
         connections: CONNECTIONS,
         keep_alive: true,
         routes: shop_routes(),
-        duration: Some(Duration::from_secs(args.seconds)),
+        duration: Some(Duration::from_secs(options.seconds)),
         count: None,
         log: true,
     })?;
@@ -100,7 +101,7 @@ pub fn run(layout: &Layout, args: &DemoArgs) -> Result<()> {
     );
 
     let page = format!("http://{}/", daemon.addr);
-    if args.keep {
+    if options.keep {
         let still_running = json!({
             "site": identity(site.service.leave_running()?),
             "daemon": identity(daemon.service.leave_running()?),
@@ -123,20 +124,14 @@ pub fn run(layout: &Layout, args: &DemoArgs) -> Result<()> {
 
 /// Only root may load the BPF programs; better said now than after a minute of building.
 pub fn require_root() -> Result<()> {
-    // SAFETY: geteuid takes no arguments, touches no memory and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    ensure!(user == 0, "the daemon needs root to attach its probes. Remedy: `sudo -E cargo xtask …`");
+    ensure!(sh::is_root(), "the daemon needs root to attach its probes. Remedy: `sudo -E cargo xtask …`");
     Ok(())
 }
 
 /// Builds the release binary and returns its path.
-pub fn build_reqprof(layout: &Layout) -> Result<PathBuf> {
+pub fn build_reqprof() -> Result<PathBuf> {
     eprintln!("Building reqprof in release mode …");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--locked", "--package", "profiler-daemon", "--bin", "reqprof"]);
-    let status = cargo.current_dir(&layout.root).status().context("cannot run cargo")?;
-    ensure!(status.success(), "building reqprof failed ({status})");
-    Ok(layout.target.join("release/reqprof"))
+    crate::run::build(true)
 }
 
 /// A mixture as a shop would see it: mostly light pages, a few slow ones.

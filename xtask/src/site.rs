@@ -2,15 +2,16 @@
 //! several sync workers on a free loopback port. Everything it makes is under `target/demo`; what did not change
 //! since the last time is not made again.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::load::client;
+use crate::sh;
 use service::{Lifetime, Service, children_of};
 
 pub mod python;
@@ -20,21 +21,6 @@ pub mod service;
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Between choosing a free port and binding it, another program may take it.
 const PORT_ATTEMPTS: usize = 3;
-
-/// Where the sources are and where built things go.
-#[derive(Clone)]
-pub struct Layout {
-    pub root: PathBuf,
-    pub target: PathBuf,
-}
-
-impl Layout {
-    pub fn find() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        Ok(Self { root: root.into(), target: std::path::absolute(target)? })
-    }
-}
 
 /// The shop's sources with an environment that can run them.
 pub struct Install {
@@ -63,15 +49,15 @@ pub struct Site {
 
 impl Install {
     /// Makes or updates the environment. Takes a minute the first time, nothing later.
-    pub fn prepare(layout: &Layout) -> Result<Self> {
-        let home = layout.target.join("demo");
+    pub fn prepare() -> Result<Self> {
+        let home = sh::root().join("target/demo");
         fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
         let interpreter = python::find()?;
-        let install = Self { sources: layout.root.join("deploy/demo"), home };
+        let install = Self { sources: sh::root().join("deploy/demo"), home };
         let made_with = format!("{} {}", interpreter.path.display(), interpreter.version);
         install.once(&install.environment(), "made-with", &made_with, || {
             eprintln!("Making a virtual environment with CPython {} …", interpreter.version);
-            python::make_environment(&interpreter, &install.environment(), &install.log("environment"))
+            python::make_environment(&interpreter, &install.environment())
         })?;
         install.add_packages("requirements.txt")?;
         Ok(install)
@@ -85,8 +71,7 @@ impl Install {
             eprintln!("Installing {file} from PyPI …");
             let mut pip = Command::new(self.program("python"));
             pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
-            pip.arg(&list);
-            run_logged(pip, &self.log("pip"))
+            sh::capture(pip.arg(&list)).map(drop)
         })
     }
 
@@ -121,7 +106,7 @@ impl Install {
         for arguments in [["migrate", "--verbosity=0"], ["seed", "--verbosity=0"]] {
             let mut manage = Command::new(self.program("python"));
             manage.arg(self.sources.join("manage.py")).args(arguments).env("DATABASE_URL", database_url);
-            run_logged(self.with_bytecode_elsewhere(manage), &self.log("manage"))?;
+            sh::capture(&mut self.with_bytecode_elsewhere(manage))?;
         }
         Ok(())
     }
@@ -215,15 +200,4 @@ impl Site {
 pub fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
     Ok(listener.local_addr()?)
-}
-
-/// Runs a command to its end with its output in `log`; a failure shows the log.
-pub fn run_logged(mut command: Command, log: &Path) -> Result<()> {
-    let output = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
-    let text = fs::read(log).unwrap_or_default();
-    ensure!(status.success(), "{program} failed ({status}):\n{}", String::from_utf8_lossy(&text).trim_end());
-    Ok(())
 }

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::demo::{build_reqprof, require_root};
+use crate::sh;
 use crate::site::service::Lifetime;
-use crate::site::{Install, Layout, ServeOptions, Site};
+use crate::site::{Install, ServeOptions, Site};
 use peer::{Peer, Tools};
 use report::Page;
 use slices::{Outcome, Shape};
@@ -36,13 +37,13 @@ const INTRODUCTION: &str = "# Overhead\n\nMeasured by `cargo xtask bench overhea
     without it: a CPU ratio of 1.02 means that\nthe site's workers need 2 % more CPU time for the same request.\n";
 
 #[derive(clap::Subcommand)]
-pub enum BenchCommand {
+pub enum Command {
     /// CPU time, throughput and latency of a real site with and without each profiler
-    Overhead(OverheadArgs),
+    Overhead(OverheadOptions),
 }
 
 #[derive(clap::Args)]
-pub struct OverheadArgs {
+pub struct OverheadOptions {
     /// Pairs of slices per profiler and page
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
@@ -81,29 +82,33 @@ impl Database {
     }
 }
 
-pub fn run(layout: &Layout, command: &BenchCommand) -> Result<()> {
+pub fn run(command: &Command) -> Result<()> {
     match command {
-        BenchCommand::Overhead(args) => overhead(layout, args),
+        Command::Overhead(options) => overhead(options),
     }
 }
 
-fn overhead(layout: &Layout, args: &OverheadArgs) -> Result<()> {
-    let (pairs, slice) = if args.quick { (6, Duration::from_secs(1)) } else { (args.pairs, args.slice) };
-    let peers = if args.only.is_empty() { ALL_PEERS.to_vec() } else { args.only.clone() };
-    let databases =
-        if args.page.is_empty() { vec![Database::Sqlite, Database::Postgresql] } else { args.page.clone() };
+fn overhead(options: &OverheadOptions) -> Result<()> {
+    let (pairs, slice) =
+        if options.quick { (6, Duration::from_secs(1)) } else { (options.pairs, options.slice) };
+    let peers = if options.only.is_empty() { ALL_PEERS.to_vec() } else { options.only.clone() };
+    let databases = if options.page.is_empty() {
+        vec![Database::Sqlite, Database::Postgresql]
+    } else {
+        options.page.clone()
+    };
     require_root()?;
     if databases.contains(&Database::Postgresql) {
-        postgres::check()?;
+        postgres::install()?;
     }
 
-    let install = Install::prepare(layout)?;
+    let install = Install::prepare()?;
     install.add_packages("requirements-bench.txt")?;
-    let home = layout.target.join("bench");
+    let home = sh::root().join("target/bench");
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-    let reqprof = match &args.reqprof {
+    let reqprof = match &options.reqprof {
         Some(file) => Some(std::path::absolute(file)?),
-        None if peers.iter().any(|peer| peer.is_reqprof()) => Some(build_reqprof(layout)?),
+        None if peers.iter().any(|peer| peer.is_reqprof()) => Some(build_reqprof()?),
         None => None,
     };
     let tools = Tools { reqprof, py_spy: install.program("py-spy"), home };
@@ -128,8 +133,8 @@ fn overhead(layout: &Layout, args: &OverheadArgs) -> Result<()> {
     );
     let (title, body) = (report::title(), report::render(&method, &pages));
     println!("## {title}\n\n{body}");
-    match &args.write {
-        Some(file) => write_document(&layout.root.join(file), &title, &body),
+    match &options.write {
+        Some(file) => write_document(&sh::root().join(file), &title, &body),
         None => Ok(()),
     }
 }

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use crate::site::free_port;
 use crate::site::service::{Lifetime, Service};
-use crate::site::{free_port, run_logged};
+use crate::{apt, sh};
 
 const PROGRAMS: &str = "/usr/lib/postgresql";
 /// Debian's package makes the first; every system has the second.
@@ -62,7 +63,7 @@ impl Cluster {
             "--pgdata",
         ]);
         initdb.arg(&data.0);
-        run_logged(initdb, &log)?;
+        sh::capture(&mut initdb)?;
 
         let addr = free_port()?;
         let port = addr.port().to_string();
@@ -122,11 +123,11 @@ fn look_up(name: &str) -> Option<User> {
     Some(User { name: name.into(), uid, gid })
 }
 
-/// Says early, and without doing anything, whether a cluster could be started.
-pub fn check() -> Result<()> {
-    newest_programs()?;
-    // SAFETY: geteuid takes no arguments, touches no memory and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    ensure!(user == 0, "root is needed to run PostgreSQL as another user");
-    Ok(())
+/// Makes sure that the server's programs are there, from Debian's package where they are not.
+pub fn install() -> Result<()> {
+    if newest_programs().is_ok() {
+        return Ok(());
+    }
+    apt::install(&["postgresql"], &sh::root().join("target/apt"))?;
+    newest_programs().map(drop)
 }

@@ -1,14 +1,13 @@
-//! Finds a CPython 3.11 and makes a virtual environment with it, on machines with pyenv, with Debian's packages, or
-//! with a bare Debian interpreter that came without `ensurepip`.
+//! Finds a CPython 3.11 and makes a virtual environment with it, on machines with pyenv or with Debian's packages; where
+//! there is none, Debian's is installed.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
-use super::run_logged;
+use crate::{apt, sh};
 
 /// Overrides the search.
 const OVERRIDE: &str = "REQPROF_DEMO_PYTHON";
@@ -18,24 +17,32 @@ pub struct Interpreter {
     pub path: PathBuf,
     /// `3.11.2`, for people and for stamps.
     pub version: String,
-    has_pip: bool,
 }
 
-/// The first interpreter of the wanted version that can make environments by itself; else the first at all.
+/// The first interpreter of the wanted version that can make environments with pip in them.
 pub fn find() -> Result<Interpreter> {
-    let mut candidates = candidates();
-    if let Some(chosen) = std::env::var_os(OVERRIDE) {
-        candidates = vec![PathBuf::from(chosen)];
+    if let Some(chosen) = std::env::var_os(OVERRIDE).map(PathBuf::from) {
+        return probe(&chosen).with_context(|| {
+            format!("{OVERRIDE}: {} is no CPython {WANTED} with venv and ensurepip", chosen.display())
+        });
     }
-    let mut found: Vec<Interpreter> = candidates.iter().filter_map(|path| probe(path)).collect();
-    let best = found.iter().position(|interpreter| interpreter.has_pip).unwrap_or(0);
-    if best < found.len() {
-        return Ok(found.swap_remove(best));
+    if let Some(found) = search() {
+        return Ok(found);
     }
-    bail!(
-        "no CPython {WANTED} found (looked for python{WANTED} on PATH, in pyenv's versions and in /usr/bin).\n\
-         Remedy: `apt-get install python{WANTED}-venv` on Debian 12, or `pyenv install {WANTED}`, or name one in {OVERRIDE}"
-    )
+    // Debian splits what `venv` needs off the interpreter's own package.
+    let packages = [format!("python{WANTED}"), format!("python{WANTED}-venv")];
+    let installed = apt::install(&packages.each_ref().map(String::as_str), &sh::root().join("target/apt"));
+    let remedy = format!(
+        "no CPython {WANTED} with venv and ensurepip found: not as python{WANTED} on PATH, in pyenv's versions nor in /usr/bin.\n\
+         Remedy: `apt-get install {}` on Debian 12, or `pyenv install {WANTED}`, or name one in {OVERRIDE}",
+        packages.join(" ")
+    );
+    installed.with_context(|| remedy.clone())?;
+    search().context(remedy)
+}
+
+fn search() -> Option<Interpreter> {
+    candidates().iter().find_map(|path| probe(path))
 }
 
 fn candidates() -> Vec<PathBuf> {
@@ -60,66 +67,38 @@ fn candidates() -> Vec<PathBuf> {
 
 /// Asks an interpreter for its version and its real path: a pyenv shim is a script that may also refuse.
 fn probe(path: &Path) -> Option<Interpreter> {
-    const QUESTION: &str = "import importlib.util as u, platform, sys; \
-        print(platform.python_implementation(), platform.python_version(), \
-        all(map(u.find_spec, ('venv', 'ensurepip'))), sys.executable)";
-    let output =
-        Command::new(path).args(["-c", QUESTION]).output().ok().filter(|out| out.status.success())?;
-    let answer = String::from_utf8(output.stdout).ok()?;
-    let [implementation, version, has_pip, executable]: [&str; 4] =
-        answer.trim_end().splitn(4, ' ').collect::<Vec<_>>().try_into().ok()?;
-    (implementation == "CPython" && version.starts_with(&format!("{WANTED}."))).then(|| Interpreter {
-        path: executable.into(),
-        version: version.into(),
-        has_pip: has_pip == "True",
-    })
+    const QUESTION: &str = "import ensurepip, platform, sys, venv; \
+        print(platform.python_implementation(), platform.python_version(), sys.executable)";
+    let answer = sh::capture(Command::new(path).args(["-c", QUESTION])).ok()?;
+    understand(&answer)
+}
+
+fn understand(answer: &str) -> Option<Interpreter> {
+    let mut words = answer.trim_end().splitn(3, ' ');
+    let (implementation, version, executable) = (words.next()?, words.next()?, words.next()?);
+    let wanted = implementation == "CPython" && version.starts_with(&format!("{WANTED}."));
+    wanted.then(|| Interpreter { path: executable.into(), version: version.into() })
 }
 
 /// Makes `folder` a fresh environment with pip in it.
-pub fn make_environment(interpreter: &Interpreter, folder: &Path, log: &Path) -> Result<()> {
+pub fn make_environment(interpreter: &Interpreter, folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    let mut venv = Command::new(&interpreter.path);
-    venv.args(["-m", "venv"]).arg(folder);
-    if interpreter.has_pip {
-        return run_logged(venv, log);
+    sh::capture(Command::new(&interpreter.path).args(["-m", "venv"]).arg(folder)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cpython_of_the_wanted_version_will_do() {
+        let found = understand("CPython 3.11.2 /opt/my python/bin/python3.11\n").unwrap();
+        assert_eq!(found.version, "3.11.2");
+        assert_eq!(found.path, Path::new("/opt/my python/bin/python3.11"));
+        for other in ["PyPy 3.11.2 /x", "CPython 3.1.5 /x", "CPython 3.12.1 /x", "CPython 3.11.2", ""] {
+            assert!(understand(other).is_none(), "{other}");
+        }
     }
-    venv.arg("--without-pip");
-    run_logged(venv, log)?;
-    let wheel = debian_pip_wheel(&folder.join("debian"), log)?;
-    // A wheel is a zip file, and pip runs from inside its own (pip's documented way to bootstrap).
-    let mut runnable: OsString = wheel.into();
-    runnable.push("/pip");
-    let mut install = Command::new(folder.join("bin/python"));
-    install.arg(runnable).args(["install", "--disable-pip-version-check", "--quiet", "pip"]);
-    run_logged(install, log)
-}
-
-/// Debian ships pip's wheel in a package of its own. It is unpacked beside the environment, not installed: making a
-/// demo must not change the system.
-fn debian_pip_wheel(folder: &Path, log: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(folder)?;
-    let mut download = Command::new("apt-get");
-    download.args(["download", "python3-pip-whl"]).current_dir(folder);
-    run_logged(download, log).context(
-        "this Python has no ensurepip, and Debian's package of pip could not be fetched.\n\
-         Remedy: `apt-get update && apt-get install python3.11-venv`",
-    )?;
-    let package = only_file(folder, "deb")?;
-    let mut unpack = Command::new("dpkg");
-    unpack.arg("-x").arg(package).arg(folder);
-    run_logged(unpack, log)?;
-    only_file(&folder.join("usr/share/python-wheels"), "whl")
-}
-
-fn only_file(folder: &Path, extension: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == extension))
-        .collect();
-    ensure!(files.len() == 1, "{}: expected one .{extension} file, found {}", folder.display(), files.len());
-    Ok(files.remove(0))
 }
