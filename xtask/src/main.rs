@@ -1,9 +1,13 @@
 //! reqprof's build and test commands, run as `cargo xtask <command>`. Each command is a file; this one only names them.
 
 mod apt;
+mod bench;
+mod demo;
 mod ebpf;
+mod load;
 mod run;
 mod sh;
+mod site;
 mod testing;
 mod toolchain;
 
@@ -15,6 +19,11 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs and tests reqprof")]
 enum Command {
+    /// Measure what profiling costs
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Show it all on a real Django site: build, serve, load, profile, print
+    Demo(demo::Options),
     /// Build the BPF object and put it where the daemon embeds it
     Ebpf(ebpf::Options),
     /// Build reqprof and run it as root
@@ -25,6 +34,8 @@ enum Command {
 
 fn main() -> Result<ExitCode> {
     let succeeded = match Command::parse() {
+        Command::Bench(command) => bench::run(&command).map(|()| true),
+        Command::Demo(options) => demo::run(&options).map(|()| true),
         Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),

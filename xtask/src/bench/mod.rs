@@ -1,0 +1,277 @@
+//! `cargo xtask bench overhead`: what it costs to be profiled, by us and by others, on a page of a real site.
+//!
+//! Two databases behind the same page: SQLite, where a request makes few socket calls, and PostgreSQL, where its 51
+//! queries make about a hundred. What can be attached and detached is measured on the same running server in
+//! alternating slices; middlewares cannot, so they alternate between two servers. See [`slices`] for why.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::demo::{build_reqprof, require_root};
+use crate::sh;
+use crate::site::service::Lifetime;
+use crate::site::{Install, ServeOptions, Site};
+use peer::{Peer, Tools};
+use report::Page;
+use slices::{Outcome, Shape};
+
+mod peer;
+mod postgres;
+mod probes;
+mod report;
+mod slices;
+mod stats;
+mod usage;
+
+/// As many as the smallest machine has processors; one connection each, so that latency is work and not waiting.
+const WORKERS: usize = 2;
+/// 51 queries; see deploy/demo/README.md.
+const PATH: &str = "/orders/1/";
+const ALL_PEERS: [Peer; 6] =
+    [Peer::Control, Peer::Reqprof, Peer::Reqprof999, Peer::PySpy, Peer::Pyinstrument, Peer::Cprofile];
+/// What a new document says above its first section.
+const INTRODUCTION: &str = "# Overhead\n\nMeasured by `cargo xtask bench overhead`. Ratios are with the profiler over \
+    without it: a CPU ratio of 1.02 means that\nthe site's workers need 2 % more CPU time for the same request.\n";
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// CPU time, throughput and latency of a real site with and without each profiler
+    Overhead(OverheadOptions),
+}
+
+#[derive(clap::Args)]
+pub struct OverheadOptions {
+    /// Pairs of slices per profiler and page
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pairs: u32,
+    /// Length of a slice, such as 3s or 500ms
+    #[arg(long, default_value = "3s", value_parser = duration)]
+    slice: Duration,
+    /// Six pairs of one second: to see that it works, not what it costs
+    #[arg(long, conflicts_with_all = ["pairs", "slice"])]
+    quick: bool,
+    /// Only these profilers (repeatable)
+    #[arg(long, value_enum)]
+    only: Vec<Peer>,
+    /// Only this database (repeatable)
+    #[arg(long, value_enum)]
+    page: Vec<Database>,
+    /// File the result in this Markdown document, under a heading with day, kernel and processor
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Use this reqprof instead of building one
+    #[arg(long, value_name = "FILE")]
+    reqprof: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Database {
+    Sqlite,
+    Postgresql,
+}
+
+impl Database {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SQLite",
+            Self::Postgresql => "PostgreSQL",
+        }
+    }
+}
+
+pub fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Overhead(options) => overhead(options),
+    }
+}
+
+fn overhead(options: &OverheadOptions) -> Result<()> {
+    let (pairs, slice) =
+        if options.quick { (6, Duration::from_secs(1)) } else { (options.pairs, options.slice) };
+    let peers = if options.only.is_empty() { ALL_PEERS.to_vec() } else { options.only.clone() };
+    let databases = if options.page.is_empty() {
+        vec![Database::Sqlite, Database::Postgresql]
+    } else {
+        options.page.clone()
+    };
+    require_root()?;
+    if databases.contains(&Database::Postgresql) {
+        postgres::install()?;
+    }
+
+    let install = Install::prepare()?;
+    install.add_packages("requirements-bench.txt")?;
+    let home = sh::root().join("target/bench");
+    fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+    let reqprof = match &options.reqprof {
+        Some(file) => Some(std::path::absolute(file)?),
+        None if peers.iter().any(|peer| peer.is_reqprof()) => Some(build_reqprof()?),
+        None => None,
+    };
+    let tools = Tools { reqprof, py_spy: install.program("py-spy"), home };
+
+    let expected = expected_time(&peers, pairs, slice) * databases.len() as u32;
+    let limit = expected * 2 + Duration::from_secs(120);
+    eprintln!(
+        "{pairs} pairs of {slice:?} for each of {} profilers on {} pages: about {}, at most {}.",
+        peers.len(),
+        databases.len(),
+        minutes(expected),
+        minutes(limit)
+    );
+    let shape =
+        Shape { pairs, slice, connections: WORKERS, path: PATH.into(), deadline: Instant::now() + limit };
+    let bench = Bench { install, tools, peers, shape };
+    let pages = databases.into_iter().map(|database| bench.page(database)).collect::<Result<Vec<_>>>()?;
+
+    let method = format!(
+        "`{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections, {pairs} pairs of {slice:?} each. \
+         Ratios are medians over the pairs, with\na 95 % interval."
+    );
+    let (title, body) = (report::title(), report::render(&method, &pages));
+    println!("## {title}\n\n{body}");
+    match &options.write {
+        Some(file) => write_document(&sh::root().join(file), &title, &body),
+        None => Ok(()),
+    }
+}
+
+struct Bench {
+    install: Install,
+    tools: Tools,
+    peers: Vec<Peer>,
+    shape: Shape,
+}
+
+impl Bench {
+    fn page(&self, database: Database) -> Result<Page> {
+        eprintln!("Page backed by {}:", database.title());
+        // The cluster outlives the servers that are connected to it: locals are dropped last to first.
+        let (_cluster, url) = match database {
+            Database::Sqlite => (None, self.install.sqlite()?),
+            Database::Postgresql => {
+                let cluster = postgres::Cluster::start(&self.tools.home)?;
+                self.install.fill(&cluster.url)?;
+                let url = cluster.url.clone();
+                (Some(cluster), url)
+            }
+        };
+        let site = self.serve(&url, None)?;
+        slices::drive(&site, &self.shape, self.shape.slice)?;
+
+        let mut page = Page { title: database.title().into(), rows: Vec::new(), probes: Vec::new() };
+        for peer in &self.peers {
+            eprintln!("  {} …", peer.label());
+            let outcome = match peer.middleware() {
+                Some(name) => self.middleware(*peer, name, &site, &url),
+                None => slices::attachable(*peer, &self.tools, &site, &self.shape),
+            };
+            page.rows.push((peer.label(), explained(outcome)));
+            if peer.is_reqprof() {
+                let time = probes::measure(*peer, &self.tools, &site, &self.shape, self.shape.slice * 4);
+                page.probes.push((peer.label(), explained(time)));
+            }
+        }
+        Ok(page)
+    }
+
+    fn middleware(&self, peer: Peer, name: &str, plain: &Site, url: &str) -> Result<Outcome> {
+        let folder = self.tools.home.join(format!("profiles-{name}"));
+        let profiled = self.serve(url, Some((name.to_owned(), folder.clone())))?;
+        slices::drive(&profiled, &self.shape, self.shape.slice)?;
+        let outcome = slices::middleware(peer, plain, &profiled, &folder, &self.shape);
+        drop(profiled);
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        outcome
+    }
+
+    fn serve(&self, url: &str, middleware: Option<(String, PathBuf)>) -> Result<Site> {
+        let name = middleware.as_ref().map_or("plain", |(name, _)| name);
+        self.install.serve(&ServeOptions {
+            name: format!("bench-{name}"),
+            workers: WORKERS,
+            database_url: url.into(),
+            middleware,
+            lifetime: Lifetime::Bound,
+        })
+    }
+}
+
+/// One profiler that does not work here must not cost the others' figures: its row says why.
+fn explained<T>(outcome: Result<T>) -> Result<T, String> {
+    outcome.map_err(|error| {
+        eprintln!("  failed: {error:#}");
+        format!("{error:#}")
+    })
+}
+
+fn write_document(file: &Path, title: &str, body: &str) -> Result<()> {
+    let before = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => INTRODUCTION.into(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    fs::write(file, report::merge(&before, title, body))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    eprintln!("Written to {}.", file.display());
+    Ok(())
+}
+
+/// One page: pairs with their warm-ups and transitions, and the separate slices with the kernel's statistics on.
+fn expected_time(peers: &[Peer], pairs: u32, slice: Duration) -> Duration {
+    let of_peer = |peer: &Peer| {
+        let probes = if peer.is_reqprof() { slice * 5 + peer.transition() } else { Duration::ZERO };
+        (slice.mul_f64(2.3) + peer.transition()) * pairs + probes
+    };
+    // Starting servers and filling databases.
+    Duration::from_secs(20) + peers.iter().map(of_peer).sum::<Duration>()
+}
+
+fn minutes(duration: Duration) -> String {
+    format!("{:.0} minutes", (duration.as_secs_f64() / 60.0).ceil())
+}
+
+/// `500ms`, `30s`, `5m`, as everywhere in reqprof.
+fn duration(text: &str) -> Result<Duration> {
+    let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: u64 =
+        digits.parse().with_context(|| format!("`{text}` is no duration such as 500ms or 3s"))?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => anyhow::bail!("`{text}` needs a unit: ms, s or m"),
+    };
+    let duration = Duration::from_millis(number.saturating_mul(milliseconds));
+    ensure!((100..=600_000).contains(&duration.as_millis()), "a slice is between 100ms and 10m long");
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units_and_bounds() {
+        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(duration("3s").unwrap(), Duration::from_secs(3));
+        assert_eq!(duration("1m").unwrap(), Duration::from_secs(60));
+        for bad in ["3", "s", "1ms", "99m", "3 s", "3h", ""] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_announced_time_covers_every_slice() {
+        let slice = Duration::from_secs(3);
+        assert_eq!(expected_time(&[Peer::Cprofile], 10, slice), Duration::from_secs(20 + 69));
+        assert_eq!(expected_time(&[Peer::Reqprof], 10, slice), Duration::from_secs(20 + 69 + 40 + 19));
+    }
+}

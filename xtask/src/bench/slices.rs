@@ -1,0 +1,251 @@
+//! Paired slices: the same load for a few seconds without and with a profiler, again and again, in turns. A machine
+//! whose speed drifts by tens of percent within minutes slows both halves of a pair alike, so their ratio stays true.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::peer::{Attached, Peer, Tools};
+use super::stats::Estimate;
+use super::usage;
+use crate::load::{self, Plan, Route};
+use crate::site::Site;
+
+/// Part of a slice's length that is driven, and thrown away, before each slice: caches, connections, branch
+/// predictors and a profiler's first look at every function settle in it.
+const WARM_UP: f64 = 0.15;
+
+/// The shape of one measurement.
+#[derive(Clone)]
+pub struct Shape {
+    pub pairs: u32,
+    pub slice: Duration,
+    pub connections: usize,
+    pub path: String,
+    /// No pair starts after this.
+    pub deadline: Instant,
+}
+
+/// What a slice showed.
+struct Slice {
+    answered: u64,
+    elapsed: Duration,
+    cpu_ns: u64,
+    latencies_ns: Vec<u64>,
+}
+
+impl Slice {
+    fn cpu_ms_per_request(&self) -> f64 {
+        self.cpu_ns as f64 / 1e6 / self.answered as f64
+    }
+
+    fn per_second(&self) -> f64 {
+        self.answered as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+/// What all pairs of one profiler on one page showed.
+pub struct Outcome {
+    /// Median CPU time per request of the workers, in milliseconds, without and with.
+    pub cpu_ms: (f64, f64),
+    pub cpu_ratio: Estimate,
+    pub throughput_ratio: Estimate,
+    /// Over all requests of all slices, in milliseconds, without and with.
+    pub p99_ms: (f64, f64),
+    /// Median share of one core that the profiler's own processes took, in percent.
+    pub own_cpu_percent: Option<f64>,
+    /// The most resident memory seen at the end of a slice.
+    pub own_resident_bytes: Option<u64>,
+    /// Requests that reqprof recorded, of those that the client saw answered.
+    pub recorded: Option<(u64, u64)>,
+}
+
+#[derive(Default)]
+struct Tally {
+    off: Vec<Slice>,
+    on: Vec<Slice>,
+    own_cpu_percent: Vec<f64>,
+    own_resident_bytes: Option<u64>,
+    recorded: Option<(u64, u64)>,
+}
+
+/// Measures a profiler that attaches to the running workers of `site`.
+pub fn attachable(peer: Peer, tools: &Tools, site: &Site, shape: &Shape) -> Result<Outcome> {
+    let mut tally = Tally::default();
+    in_turns(peer, shape, |profiled| {
+        if profiled {
+            let attached = tools.attach(peer, site)?;
+            watched_slice(&attached, site, shape, &mut tally)?;
+            attached.detach()
+        } else {
+            tally.off.push(slice(site, shape, || Ok(()))?);
+            Ok(())
+        }
+    })?;
+    tally.finish()
+}
+
+/// Measures a middleware: `plain` and `profiled` are two servers of the same site, and the middleware writes one file
+/// per request to `folder`.
+pub fn middleware(
+    peer: Peer,
+    plain: &Site,
+    profiled: &Site,
+    folder: &Path,
+    shape: &Shape,
+) -> Result<Outcome> {
+    let mut tally = Tally::default();
+    in_turns(peer, shape, |on| {
+        if on {
+            tally.on.push(slice(profiled, shape, || Ok(()))?);
+            empty(folder)
+        } else {
+            tally.off.push(slice(plain, shape, || Ok(()))?);
+            Ok(())
+        }
+    })?;
+    tally.finish()
+}
+
+/// Off, on, on, off, off, on, …: a drift that goes one way favours neither half.
+fn in_turns(peer: Peer, shape: &Shape, mut half: impl FnMut(bool) -> Result<()>) -> Result<()> {
+    for pair in 0..shape.pairs {
+        if Instant::now() > shape.deadline {
+            eprintln!("  {}: out of time after {pair} of {} pairs", peer.label(), shape.pairs);
+            break;
+        }
+        let first = pair % 2 == 1;
+        half(first)?;
+        half(!first)?;
+        if (pair + 1) % 10 == 0 {
+            eprintln!("  {}: {} of {} pairs", peer.label(), pair + 1, shape.pairs);
+        }
+    }
+    Ok(())
+}
+
+/// A slice under an attached profiler, whose own costs are taken over the very same time.
+fn watched_slice(attached: &Attached, site: &Site, shape: &Shape, tally: &mut Tally) -> Result<()> {
+    let mut before = (None, None);
+    let measured = slice(site, shape, || {
+        before = (attached.cpu_ns(), attached.recorded()?);
+        Ok(())
+    })?;
+    if let (Some(before), Some(after)) = (before.0, attached.cpu_ns()) {
+        let nanoseconds = after.saturating_sub(before) as f64;
+        tally.own_cpu_percent.push(100.0 * nanoseconds / measured.elapsed.as_nanos() as f64);
+    }
+    tally.own_resident_bytes = tally.own_resident_bytes.max(attached.resident_bytes());
+    if let Some(before) = before.1
+        && let Some(after) = attached.recorded_in_the_end(before + measured.answered)?
+    {
+        let (recorded, answered) = tally.recorded.unwrap_or_default();
+        tally.recorded = Some((recorded + (after - before), answered + measured.answered));
+    }
+    tally.on.push(measured);
+    Ok(())
+}
+
+/// One slice: warm up, call `begin`, then drive the load and take the workers' CPU time around it.
+fn slice(site: &Site, shape: &Shape, begin: impl FnOnce() -> Result<()>) -> Result<Slice> {
+    let workers = site.workers();
+    drive(site, shape, shape.slice.mul_f64(WARM_UP))?;
+    begin()?;
+    let before = usage::cpu_ns(&workers)?;
+    let mut report = drive(site, shape, shape.slice)?;
+    let cpu_ns = usage::cpu_ns(&workers)?.saturating_sub(before);
+    let answered = report.answered();
+    let latencies_ns =
+        report.routes.values_mut().flat_map(|route| std::mem::take(&mut route.latencies_ns)).collect();
+    Ok(Slice { answered, elapsed: report.elapsed, cpu_ns, latencies_ns })
+}
+
+/// Drives the page alone; every answer has to be a good one, or the slice means nothing.
+pub fn drive(site: &Site, shape: &Shape, duration: Duration) -> Result<load::Report> {
+    let report = load::run(&Plan {
+        server: site.addr,
+        connections: shape.connections,
+        keep_alive: true,
+        routes: vec![Route::get("page", vec![shape.path.clone()], 1)],
+        duration: Some(duration),
+        count: None,
+        log: false,
+    })?;
+    let error = report.first_error.as_deref().unwrap_or("an error status");
+    ensure!(report.failures() == 0, "{} requests failed: {error}", report.failures());
+    ensure!(report.answered() > 0, "not one request was answered in {duration:?}");
+    Ok(report)
+}
+
+impl Tally {
+    fn finish(mut self) -> Result<Outcome> {
+        let pairs = || self.off.iter().zip(&self.on);
+        let none = "no pair was measured";
+        let cpu = |slices: &[Slice]| Estimate::of(slices.iter().map(Slice::cpu_ms_per_request));
+        let (cpu_off, cpu_on) = cpu(&self.off).zip(cpu(&self.on)).context(none)?;
+        let cpu_ratio =
+            Estimate::of(pairs().map(|(off, on)| on.cpu_ms_per_request() / off.cpu_ms_per_request()));
+        let throughput_ratio = Estimate::of(pairs().map(|(off, on)| on.per_second() / off.per_second()));
+        let outcome = Outcome {
+            cpu_ms: (cpu_off.median, cpu_on.median),
+            cpu_ratio: cpu_ratio.context(none)?,
+            throughput_ratio: throughput_ratio.context(none)?,
+            p99_ms: (p99_ms(&mut self.off).context(none)?, p99_ms(&mut self.on).context(none)?),
+            own_cpu_percent: Estimate::of(self.own_cpu_percent).map(|estimate| estimate.median),
+            own_resident_bytes: self.own_resident_bytes,
+            recorded: self.recorded,
+        };
+        Ok(outcome)
+    }
+}
+
+fn p99_ms(slices: &mut [Slice]) -> Option<f64> {
+    let mut all: Vec<u64> =
+        slices.iter_mut().flat_map(|slice| std::mem::take(&mut slice.latencies_ns)).collect();
+    all.sort_unstable();
+    load::percentile(&all, 99.0).map(|nanoseconds| nanoseconds as f64 / 1e6)
+}
+
+/// Removes the files that a middleware wrote: thousands of requests would fill the disk.
+fn empty(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(answered: u64, cpu_ms: u64, seconds: u64, latencies_ms: &[u64]) -> Slice {
+        Slice {
+            answered,
+            elapsed: Duration::from_secs(seconds),
+            cpu_ns: cpu_ms * 1_000_000,
+            latencies_ns: latencies_ms.iter().map(|ms| ms * 1_000_000).collect(),
+        }
+    }
+
+    #[test]
+    fn ratios_are_taken_within_pairs() {
+        // The machine halves its speed between the pairs; the profiler costs 10 % in both.
+        let tally = Tally {
+            off: vec![slice(100, 1000, 2, &[10, 20]), slice(50, 1000, 2, &[40])],
+            on: vec![slice(100, 1100, 4, &[11]), slice(50, 1100, 4, &[44, 5])],
+            ..Tally::default()
+        };
+        let outcome = tally.finish().unwrap();
+        assert!((outcome.cpu_ratio.median - 1.1).abs() < 1e-9);
+        assert!((outcome.throughput_ratio.median - 0.5).abs() < 1e-9);
+        assert_eq!(outcome.cpu_ms, (15.0, 16.5));
+        assert_eq!(outcome.p99_ms, (40.0, 44.0));
+    }
+
+    #[test]
+    fn no_pairs_is_an_error_and_not_a_figure() {
+        assert!(Tally::default().finish().is_err());
+    }
+}

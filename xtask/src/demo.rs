@@ -1,0 +1,276 @@
+//! `cargo xtask demo`: everything from nothing to a call tree. Builds the profiler, installs and starts the demo
+//! shop, starts the daemon, drives a bounded load over loopback, then shows what the daemon saw: the table of routes
+//! and the slowest request's tree.
+//!
+//! What it started it stops, unless `--keep` asks to leave site and daemon running; `--stop` ends those, and so does
+//! the next demo.
+
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::load::{self, Plan, Report, Route, client};
+use crate::sh;
+use crate::site::service::{Identity, Lifetime, Service};
+use crate::site::{Install, ServeOptions, Site, free_port};
+
+const DEFAULT_PORT: u16 = 9977;
+const WORKERS: usize = 3;
+const CONNECTIONS: usize = 4;
+/// Loading the BPF programs and the first scan of all processes.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long after the load the last requests may take to appear in the daemon's answers.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Leave the site and the daemon running
+    #[arg(long)]
+    keep: bool,
+    /// Stop what an earlier `demo --keep` left running, and do nothing else
+    #[arg(long, conflicts_with = "keep")]
+    stop: bool,
+    /// How long to drive the load
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Use this reqprof instead of building one
+    #[arg(long, value_name = "FILE")]
+    reqprof: Option<PathBuf>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let kept = sh::root().join("target/demo/running.json");
+    if stop_kept(&kept)? {
+        eprintln!("Stopped the site and the daemon of an earlier demo.");
+    } else if options.stop {
+        eprintln!("No demo is running.");
+    }
+    if options.stop {
+        return Ok(());
+    }
+    require_root()?;
+    let reqprof = match &options.reqprof {
+        Some(file) => std::path::absolute(file)?,
+        None => build_reqprof()?,
+    };
+    let install = Install::prepare()?;
+    let lifetime = if options.keep { Lifetime::Detached } else { Lifetime::Bound };
+    let site = install.serve(&ServeOptions {
+        name: "gunicorn".into(),
+        workers: WORKERS,
+        database_url: install.sqlite()?,
+        middleware: None,
+        lifetime,
+    })?;
+    eprintln!("The shop runs at http://{}/ with {WORKERS} gunicorn workers.", site.addr);
+
+    let mut daemon = Daemon::start(&reqprof, &install, lifetime)?;
+    eprintln!("reqprof listens at http://{}/.", daemon.addr);
+
+    eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
+    let report = load::run(&Plan {
+        server: site.addr,
+        connections: CONNECTIONS,
+        keep_alive: true,
+        routes: shop_routes(),
+        duration: Some(Duration::from_secs(options.seconds)),
+        count: None,
+        log: true,
+    })?;
+    let log = install.home.join("client.jsonl");
+    write_client_log(&report, &log)?;
+    eprintln!("\nWhat the client saw (each request in {}):\n\n{}", log.display(), report.table());
+    ensure!(report.answered() > 0, "the site answered nothing: {}", report.first_error.unwrap_or_default());
+
+    let slowest = daemon.wait_for_slowest(&site, report.answered())?;
+    println!("What reqprof saw, per route:\n");
+    daemon.show(&reqprof, &["routes"])?;
+    println!("\nThe slowest request, {}:\n", slowest.title);
+    daemon.show(&reqprof, &["show", &slowest.id])?;
+    println!(
+        "\nThe client got {} answers; reqprof recorded {} requests.",
+        report.answered(),
+        slowest.recorded
+    );
+
+    let page = format!("http://{}/", daemon.addr);
+    if options.keep {
+        let still_running = json!({
+            "site": identity(site.service.leave_running()?),
+            "daemon": identity(daemon.service.leave_running()?),
+        });
+        fs::write(&kept, still_running.to_string())
+            .with_context(|| format!("cannot write {}", kept.display()))?;
+        println!("\nThe web page: {page}");
+        println!("The shop:     http://{}/", site.addr);
+        println!("Both go on running. `cargo xtask demo --stop` stops them.");
+    } else {
+        drop(daemon);
+        drop(site);
+        println!(
+            "\nEverything is stopped. `cargo xtask demo --keep` leaves site and daemon running, with the web"
+        );
+        println!("page at {page}");
+    }
+    Ok(())
+}
+
+/// Only root may load the BPF programs; better said now than after a minute of building.
+pub fn require_root() -> Result<()> {
+    ensure!(sh::is_root(), "the daemon needs root to attach its probes. Remedy: `sudo -E cargo xtask …`");
+    Ok(())
+}
+
+/// Builds the release binary and returns its path.
+pub fn build_reqprof() -> Result<PathBuf> {
+    eprintln!("Building reqprof in release mode …");
+    crate::run::build(true)
+}
+
+/// A mixture as a shop would see it: mostly light pages, a few slow ones.
+fn shop_routes() -> Vec<Route> {
+    let numbered = |prefix: &str, range: std::ops::Range<u32>| -> Vec<String> {
+        range.map(|number| format!("/{prefix}/{number}/")).collect()
+    };
+    vec![
+        Route::get("/", vec!["/".into()], 6),
+        Route::get("/products/", vec!["/products/".into(), "/products/?category=garden".into()], 4),
+        Route::get("/products/<id>/", numbered("products", 1..200), 5),
+        Route::get("/orders/<id>/", numbered("orders", 1..60), 4),
+        Route::get("/reports/sales/", vec!["/reports/sales/".into()], 1),
+        Route::get("/search/", vec!["/search/?q=lamp+kettle".into(), "/search/?q=quilt".into()], 2),
+        Route::get("/healthz", vec!["/healthz".into()], 2),
+    ]
+}
+
+fn write_client_log(report: &Report, file: &Path) -> Result<()> {
+    let mut lines = Vec::new();
+    for entry in &report.log {
+        let line = json!({
+            "method": entry.method, "path": entry.path, "status": entry.status,
+            "start_unix_ns": entry.start_unix_ns, "duration_ns": entry.duration_ns,
+        });
+        writeln!(lines, "{line}")?;
+    }
+    fs::write(file, lines).with_context(|| format!("cannot write {}", file.display()))
+}
+
+struct Daemon {
+    service: Service,
+    addr: SocketAddr,
+}
+
+struct Slowest {
+    id: String,
+    title: String,
+    /// How many requests the daemon has of this request's service.
+    recorded: u64,
+}
+
+impl Daemon {
+    fn start(reqprof: &Path, install: &Install, lifetime: Lifetime) -> Result<Self> {
+        let store = install.home.join("store");
+        if store.exists() {
+            fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))?;
+        }
+        // The daemon refuses a store that others may read or write.
+        DirBuilder::new().mode(0o700).create(&store)?;
+        let addr = listen_address()?;
+        let mut command = Command::new(reqprof);
+        command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
+        let mut service = Service::start("reqprof", command, &install.log("reqprof"), lifetime)?;
+        service.wait_for("ready", READY_LIMIT, || is_ready(addr).then_some(()))?;
+        Ok(Self { service, addr })
+    }
+
+    /// Waits until the daemon has as many requests of the site as the client saw answered, or some of them after
+    /// the limit, and names the slowest.
+    fn wait_for_slowest(&mut self, site: &Site, answered: u64) -> Result<Slowest> {
+        let (addr, workers) = (self.addr, site.workers());
+        let complete = self.service.wait_for("done with all requests", SETTLE_LIMIT, || {
+            slowest_of(addr, &workers).ok().filter(|slowest| slowest.recorded >= answered)
+        });
+        let seen = complete.or_else(|_| slowest_of(addr, &workers));
+        seen.with_context(|| format!("the daemon's log is {}", self.service.log().display()))
+    }
+
+    /// Runs one of reqprof's own commands against the daemon, with its output on ours.
+    fn show(&self, reqprof: &Path, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(reqprof);
+        command.args(arguments).args(["--url", &format!("http://{}", self.addr)]);
+        let status = command.status().with_context(|| format!("cannot run {}", reqprof.display()))?;
+        ensure!(status.success(), "reqprof {} failed ({status})", arguments.join(" "));
+        Ok(())
+    }
+}
+
+/// Whether the daemon at `addr` has attached its probes.
+pub fn is_ready(addr: SocketAddr) -> bool {
+    client::get(addr, "/-/ready").is_ok_and(|response| response.status == 200)
+}
+
+/// Asks the daemon's HTTP interface; anything but 200 and JSON is an error.
+pub fn ask(addr: SocketAddr, target: &str) -> Result<Value> {
+    let response = client::get(addr, target).with_context(|| format!("GET {target}"))?;
+    ensure!(response.status == 200, "GET {target} answered {}", response.status);
+    serde_json::from_slice(&response.body).with_context(|| format!("GET {target} answered no JSON"))
+}
+
+/// The daemon watches every service of the machine; the site's requests are those of its workers.
+fn slowest_of(addr: SocketAddr, workers: &[u32]) -> Result<Slowest> {
+    let answer = ask(addr, "/api/v1/requests?sort=-duration&limit=100")?;
+    let ours = |request: &&Value| request["pid"].as_u64().is_some_and(|pid| workers.contains(&(pid as u32)));
+    let requests = answer["requests"].as_array().context("the list of requests is no list")?;
+    let Some(slowest) = requests.iter().find(ours) else {
+        bail!("reqprof recorded none of the site's requests");
+    };
+    let text = |key: &str| slowest[key].as_str().unwrap_or("?").to_owned();
+    let routes = ask(addr, "/api/v1/routes")?;
+    let of_service = |route: &&Value| route["service"] == slowest["service"];
+    let recorded = routes["routes"].as_array().map_or(0, |routes| {
+        routes.iter().filter(of_service).filter_map(|route| route["count"].as_u64()).sum()
+    });
+    let milliseconds = slowest["duration_ns"].as_u64().unwrap_or_default() as f64 / 1e6;
+    Ok(Slowest {
+        id: slowest["id"].as_str().context("a request without an id")?.into(),
+        title: format!("{} {} ({milliseconds:.1} ms)", text("method"), text("path")),
+        recorded,
+    })
+}
+
+/// The daemon's usual port, or a free one when something else has it.
+fn listen_address() -> Result<SocketAddr> {
+    let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
+    if TcpListener::bind(usual).is_ok() {
+        return Ok(usual);
+    }
+    let other = free_port()?;
+    eprintln!("Port {DEFAULT_PORT} is taken; the demo's daemon listens on {} instead.", other.port());
+    Ok(other)
+}
+
+fn identity(process: Identity) -> Value {
+    json!({"pid": process.pid, "start_ticks": process.start_ticks})
+}
+
+/// Stops what `--keep` left behind. Returns whether anything was still running.
+fn stop_kept(file: &Path) -> Result<bool> {
+    let Ok(text) = fs::read_to_string(file) else { return Ok(false) };
+    let kept: Value = serde_json::from_str(&text).unwrap_or_default();
+    let mut stopped = false;
+    for name in ["daemon", "site"] {
+        let number = |key: &str| kept[name][key].as_u64();
+        if let (Some(pid), Some(start_ticks)) = (number("pid"), number("start_ticks")) {
+            stopped |= Identity { pid: u32::try_from(pid)?, start_ticks }.stop_group()?;
+        }
+    }
+    fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
+    Ok(stopped)
+}
