@@ -259,7 +259,7 @@ impl Engine {
         if data.advance == 0 {
             return; // the client will send no more; the server may still answer
         }
-        let blind = header.flags & (flags::HEAD_FAULT | flags::PIPELINE_OVERFLOW) != 0;
+        let blind = header.flags & flags::PIPELINE_OVERFLOW != 0;
         let piece = Piece {
             time: header.time,
             tid: header.tid,

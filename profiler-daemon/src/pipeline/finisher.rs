@@ -1,0 +1,285 @@
+//! The second stage: stacks into words, samples into trees, requests into records.
+//!
+//! In: batches from the reader. Out: finished records with their profiles, to the store, to files, to the metrics
+//! and to whoever observes. One thread, because the symboliser cannot be shared and reads memory of targets, which
+//! may block.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use rustc_hash::FxHashMap;
+
+use super::{FileExporter, Message, RawSample, Stats};
+use crate::config::Globs;
+use crate::correlate::route::{Router, ServicePattern};
+use crate::correlate::{Finished, RequestKey};
+use crate::process::identity::ProcessKey;
+use crate::process::targets::Targets;
+use crate::profile::{Builder, Frame, FrameKind, Profile};
+use crate::record::{Attribution, Boundary, RequestRecord};
+use crate::serve::Metrics;
+use crate::store::{self, Entry};
+use crate::symbolize::Symbolizer;
+
+/// Requests a profile is collected for at a time: threads inside requests, as many as the kernel side follows.
+const BUILDERS_MAX: usize = 16_384;
+const STATS_EVERY: Duration = Duration::from_millis(250);
+
+/// Settings that a reload may change.
+#[derive(Clone, Debug, Default)]
+pub struct LiveSettings {
+    /// Keep only these routes; empty = all.
+    pub routes: Globs,
+    pub patterns: Vec<ServicePattern>,
+    /// Shorter requests are kept without a profile.
+    pub min_duration: Duration,
+    pub native_frames: bool,
+}
+
+/// The settings in force, and the way to change them.
+#[derive(Clone, Default)]
+pub struct Live(Arc<Mutex<Arc<LiveSettings>>>);
+
+impl Live {
+    pub fn new(settings: LiveSettings) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(settings))))
+    }
+    pub fn set(&self, settings: LiveSettings) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+    fn get(&self) -> Arc<LiveSettings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Sees every finished request.
+pub type Observer = Box<dyn FnMut(&RequestRecord, Option<&Arc<Profile>>) + Send>;
+
+/// How request ids and wall-clock times are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Naming {
+    /// Nanoseconds to add to a record's time to get the time since the epoch.
+    pub epoch: i64,
+    /// Distinguishes ids of two runs that began in the same nanosecond.
+    pub salt: u32,
+}
+
+impl Naming {
+    /// 24 hexadecimal digits that sort by start: the start in ns since the epoch, then a number that tells requests
+    /// of the same nanosecond apart.
+    fn id(&self, start: i64, key: RequestKey) -> String {
+        format!("{:016x}{:08x}", start, self.salt.wrapping_add(key as u32))
+    }
+}
+
+/// See the module.
+pub struct Finisher {
+    pub symbolizer: Symbolizer,
+    pub targets: Targets,
+    pub naming: Naming,
+    pub live: Live,
+    pub router: Router,
+    pub store: Option<store::Sender>,
+    pub files: Option<FileExporter>,
+    pub metrics: Arc<Metrics>,
+    pub stats: Stats,
+    pub observer: Option<Observer>,
+    builders: FxHashMap<RequestKey, Builder>,
+    keys: FxHashMap<u32, ProcessKey>,
+    settings: Arc<LiveSettings>,
+    stack: Vec<Arc<Frame>>,
+    finished: u64,
+    filtered: u64,
+    samples_without_room: u64,
+}
+
+impl Finisher {
+    pub fn new(targets: Targets, naming: Naming, live: Live, metrics: Arc<Metrics>, stats: Stats) -> Self {
+        let settings = live.get();
+        Self {
+            symbolizer: Symbolizer::default(),
+            targets,
+            naming,
+            router: Router::new(settings.patterns.clone()),
+            live,
+            store: None,
+            files: None,
+            metrics,
+            stats,
+            observer: None,
+            builders: FxHashMap::default(),
+            keys: FxHashMap::default(),
+            settings,
+            stack: Vec::new(),
+            finished: 0,
+            filtered: 0,
+            samples_without_room: 0,
+        }
+    }
+
+    /// Works until every sender is gone.
+    pub fn run(mut self, incoming: &Receiver<Vec<Message>>) {
+        let mut next_stats = Instant::now() + STATS_EVERY;
+        loop {
+            match incoming.recv_timeout(STATS_EVERY) {
+                Ok(batch) => {
+                    self.refresh();
+                    for message in batch {
+                        self.message(message);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if Instant::now() >= next_stats {
+                next_stats = Instant::now() + STATS_EVERY;
+                self.publish();
+            }
+        }
+        self.publish();
+    }
+
+    fn refresh(&mut self) {
+        let settings = self.live.get();
+        if !Arc::ptr_eq(&settings, &self.settings) {
+            self.router.set_patterns(settings.patterns.clone());
+            self.settings = settings;
+        }
+    }
+
+    fn publish(&self) {
+        let unresolved = self.symbolizer.counters().map(|(kind, reason, n)| (kind, reason.name(), n)).collect();
+        let bytes = self.symbolizer.size() as u64;
+        self.stats.update(|s| {
+            s.unresolved = unresolved;
+            s.finished = self.finished;
+            s.filtered = self.filtered;
+            s.samples_without_room = self.samples_without_room;
+            s.symbol_bytes = bytes;
+        });
+    }
+
+    /// Handles one message.
+    pub fn message(&mut self, message: Message) {
+        match message {
+            Message::Sample(sample) => self.sample(&sample),
+            Message::Revoke(key) | Message::Discard(key) => {
+                self.builders.remove(&key);
+            }
+            Message::Finished(finished) => self.finish(*finished),
+            Message::Forked { parent, child } => self.symbolizer.forked(parent, child),
+            Message::Exec(pid) => {
+                if let Some(key) = self.keys.remove(&pid) {
+                    self.symbolizer.exec(key);
+                }
+            }
+            Message::Exited(pid) => {
+                if let Some(key) = self.keys.remove(&pid) {
+                    self.symbolizer.exited(key);
+                }
+            }
+        }
+    }
+
+    fn sample(&mut self, sample: &RawSample) {
+        if !self.builders.contains_key(&sample.key) && self.builders.len() >= BUILDERS_MAX {
+            self.samples_without_room += 1;
+            return;
+        }
+        let key = match self.keys.get(&sample.pid) {
+            Some(key) => *key,
+            None => {
+                let key = self.targets.key(sample.pid);
+                if key.start_time != 0 {
+                    self.keys.insert(sample.pid, key);
+                }
+                key
+            }
+        };
+        self.symbolizer.resolve(key, &sample.kernel, &sample.user, &mut self.stack);
+        if !self.settings.native_frames && self.stack.iter().any(|f| f.kind == FrameKind::Python) {
+            self.stack.retain(|frame| frame.kind == FrameKind::Python);
+        }
+        self.builders.entry(sample.key).or_default().add(&self.stack, sample.weight);
+        self.stack.clear();
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        let builder = self.builders.remove(&finished.key);
+        self.finished += 1;
+        let pid = finished.pid;
+        if self.targets.is_rejected(pid) {
+            self.filtered += 1;
+            return;
+        }
+        let builder = builder.filter(|builder| finished.attributed && builder.samples() > 0);
+        let mut record = self.record(finished, builder.as_ref());
+        if !self.settings.routes.is_empty() && !self.settings.routes.matches(&record.route) {
+            self.filtered += 1;
+            return;
+        }
+        let keep = u128::from(record.duration_ns) >= self.settings.min_duration.as_nanos();
+        let profile =
+            builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
+        record.profile = profile.is_some();
+        self.metrics.observe(&record);
+        if let Some(observer) = &mut self.observer {
+            observer(&record, profile.as_ref());
+        }
+        if let (Some(files), Some(profile)) = (&self.files, &profile) {
+            files.write(record.clone(), profile.clone());
+        }
+        if let Some(store) = &self.store {
+            // What does not fit is counted there.
+            store.try_send(Entry {
+                sampled_cpu_ns: record.profile.then(|| profile.as_ref().map_or(0, |p| p.sampled_ns())),
+                profile: profile.as_ref().map(|profile| profile.encode()),
+                record,
+            });
+        }
+    }
+
+    fn record(&mut self, finished: Finished, builder: Option<&Builder>) -> RequestRecord {
+        let Finished { key, pid, exchange, attributed, tail_samples, lost } = finished;
+        let service = self.targets.get(pid).map_or_else(|| Arc::from("unknown"), |info| info.service.clone());
+        let (method, path, trace_id) = match &exchange.head {
+            Some(head) => (
+                head.method.as_str().to_owned(),
+                head.path.to_string(),
+                head.trace_id.as_ref().map(ToString::to_string),
+            ),
+            None => (String::new(), String::new(), None),
+        };
+        let route = self.router.route(&service, &path);
+        let start = exchange.start as i64 + self.naming.epoch;
+        RequestRecord {
+            id: self.naming.id(start, key),
+            pid,
+            tid: exchange.tid,
+            service: service.to_string(),
+            method,
+            path,
+            route: route.to_string(),
+            status: exchange.status,
+            start,
+            duration_ns: exchange.end.saturating_sub(exchange.start),
+            ttfb_ns: exchange.first_out.map(|first| first.saturating_sub(exchange.start)),
+            request_bytes: exchange.request_bytes,
+            response_bytes: exchange.response_bytes,
+            // Exact times come from the scheduler, which is not followed yet.
+            on_cpu_ns: None,
+            runqueue_ns: None,
+            off_cpu_ns: None,
+            samples: builder.map_or(0, Builder::samples),
+            tail_samples,
+            lost_events: lost,
+            boundary: Boundary::Uprobe,
+            attribution: if attributed { Attribution::Thread } else { Attribution::None },
+            outcome: exchange.outcome,
+            note: exchange.note.map(str::to_owned).or_else(|| exchange.streaming.then(|| "streaming".to_owned())),
+            trace_id,
+            profile: false,
+        }
+    }
+}

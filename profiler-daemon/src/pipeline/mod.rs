@@ -1,0 +1,26 @@
+//! The stages, joined.
+//!
+//! ```text
+//!  ring ─► reader: decode, correlate ─► finisher: symbolize, profile ─► store writer
+//!             │                            └────────────────────────► file exporter
+//!             └─► process manager
+//! ```
+//!
+//! Each arrow between threads is a bounded channel. From the reader to the finisher nothing is ever dropped: when
+//! the finisher is behind, the reader waits, the ring fills, and the kernel side counts exactly what it could not
+//! write and flags the connections and threads concerned. Samples are given up first (see
+//! `Settings::ring_reserve`). Store and exporter count what they drop.
+
+mod files;
+mod finisher;
+mod reader;
+mod stats;
+
+pub use files::FileExporter;
+pub use finisher::{Finisher, Live, LiveSettings, Naming, Observer};
+pub use reader::{Control, Message, RawSample, Reader};
+pub use stats::{Snapshot, Stats};
+
+/// Batches between reader and finisher. A batch is at most one drain of the ring (see `reader`), so this bounds the
+/// memory in flight to a few times the ring's size.
+pub const BATCHES: usize = 16;
