@@ -15,5 +15,6 @@ pub mod profile;
 pub mod record;
 pub mod replay;
 pub mod serve;
+pub mod session;
 pub mod store;
 pub mod symbolize;

@@ -191,6 +191,9 @@ fn given<T: Clone>(list: &[T]) -> Option<Vec<T>> {
 
 #[derive(Debug, Args)]
 pub struct DaemonArgs {
+    /// Also write the raw events to this file, for `reqprof replay`
+    #[arg(long, hide = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub events: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingArgs,
 }

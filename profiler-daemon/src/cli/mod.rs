@@ -10,6 +10,8 @@ pub mod client;
 pub mod doctor;
 mod error;
 pub mod output;
+mod remote;
+mod run;
 
 use std::ffi::OsString;
 
@@ -50,14 +52,14 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
             output::stdout(&script)
         }
         Command::Man => output::stdout(&man()?),
-        Command::Daemon(_)
-        | Command::Record(_)
-        | Command::Requests(_)
-        | Command::Routes(_)
-        | Command::Targets(_)
-        | Command::Show(_)
-        | Command::Export(_)
-        | Command::Replay { .. } => Err(CliError::runtime("this command is not part of this build")),
+        Command::Daemon(args) => run::daemon(&args),
+        Command::Record(args) => run::record(&args),
+        Command::Replay { file } => run::replay(&file),
+        Command::Requests(args) => remote::requests(&args),
+        Command::Routes(args) => remote::routes(&args),
+        Command::Targets(args) => remote::targets(&args),
+        Command::Show(args) => remote::show(&args),
+        Command::Export(args) => remote::export(&args),
     }
 }
 

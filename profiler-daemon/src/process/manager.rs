@@ -110,8 +110,8 @@ impl Manager {
         self.sampler.follow(&mut self.object, &self.probes);
     }
 
-    /// Works until told to stop.
-    pub fn run(mut self, messages: &Receiver<Message>) {
+    /// Works until told to stop, and gives the object back: dropping it detaches everything, which takes a while.
+    pub fn run(mut self, messages: &Receiver<Message>) -> Ebpf {
         let mut next_scan = Instant::now() + SCAN_EVERY;
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING_EVERY;
         loop {
@@ -137,6 +137,7 @@ impl Manager {
             }
         }
         self.sampler.detach(&mut self.object);
+        self.object
     }
 
     fn message(&mut self, message: Message) {

@@ -1,0 +1,425 @@
+//! The commands that profile: `daemon`, `record`, and `replay` of a recording.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::{DaemonArgs, RecordArgs};
+use super::{CliError, ExitCode, client, output};
+use crate::config::{Config, LogFormat, Selection, Selectors};
+use crate::export::ProfileDir;
+use crate::pipeline::{FileExporter, Finisher, Live, Naming, Reader, Stats};
+use crate::process::targets::Targets;
+use crate::record::{Outcome, RequestRecord};
+use crate::replay::Player;
+use crate::serve::{self, Metrics};
+use crate::session::{Outputs, Session, StartError};
+use crate::store::{self, Store};
+
+/// How often metrics are brought up to date.
+const REFRESH: Duration = Duration::from_secs(1);
+
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        match &error {
+            StartError::Load(_) => Self::unsupported(
+                error.to_string(),
+                "run as root; `reqprof doctor` says what this machine allows",
+            ),
+            _ => Self::runtime(error.to_string()),
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,aya=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Only fails when a logger is set already, as in tests.
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// Files that we make are for nobody else.
+fn private_files() {
+    // SAFETY: no memory is involved; no other thread exists yet.
+    unsafe { libc::umask(0o077) };
+}
+
+fn need_root() -> Result<(), CliError> {
+    // SAFETY: no arguments.
+    let user = unsafe { libc::geteuid() };
+    if user == 0 {
+        return Ok(());
+    }
+    // Capabilities may do; without any there is no point in trying.
+    let effective = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|s| s.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapEff:")?.trim(), 16).ok()))
+        .unwrap_or_default();
+    if effective != 0 {
+        return Ok(());
+    }
+    Err(CliError::unsupported(
+        "reqprof needs to load BPF programs, and this user may not",
+        "run it as root (sudo), or give it CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+    ))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        // The API is rarely asked, and the machine belongs to those we watch.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::runtime(format!("starting the runtime: {e}")))
+}
+
+/// Named processes must exist.
+fn check_pids(config: &Config) -> Result<(), CliError> {
+    if let Selection::Only(selectors) = &config.selection {
+        for pid in &selectors.pids {
+            if !Path::new(&format!("/proc/{pid}")).exists() {
+                return Err(CliError::usage(format!("--pid {pid}: there is no such process")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn file_exporter(config: &Config, stats: &Stats) -> Result<Option<FileExporter>, CliError> {
+    let Some(path) = &config.prof_path else { return Ok(None) };
+    let directory = ProfileDir::open(path, config.prof_file.clone(), config.formats.clone())
+        .map_err(|e| CliError::usage(e.to_string()))?;
+    FileExporter::start(directory, stats.clone())
+        .map(Some)
+        .map_err(|e| CliError::runtime(format!("starting a thread: {e}")))
+}
+
+/// `reqprof daemon`.
+pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
+    let config = args.settings.to_config()?;
+    check_pids(&config)?;
+    need_root()?;
+    private_files();
+    log_to_stderr(config.log_format);
+    let store = Store::open(&store::Config {
+        dir: config.store.dir.clone(),
+        max_bytes: config.store.max_size,
+        max_age: config.store.max_age,
+    })
+    .map_err(|e| CliError::runtime(e.to_string()))?;
+    let listener = std::net::TcpListener::bind(config.listen).map_err(|e| {
+        CliError::runtime(format!("listening on {}: {e}", config.listen))
+            .with_remedy("stop what listens there, or choose another address with --listen")
+    })?;
+    let stats = Stats::default();
+    let files = file_exporter(&config, &stats)?;
+    let outputs =
+        Outputs { store: Some(store.sender()), files: files.clone(), recorder: args.events.clone(), ..Outputs::default() };
+    let session = Arc::new(Session::start(&config, stats, outputs)?);
+    let code = runtime()?.block_on(serve_until_told(args, config, &store, listener, session.clone()))?;
+    if let Ok(session) = Arc::try_unwrap(session).map_err(|_| ()) {
+        session.stop();
+    }
+    if let Some(files) = files {
+        files.finish();
+    }
+    store.close();
+    Ok(code)
+}
+
+async fn serve_until_told(
+    args: &DaemonArgs,
+    config: Config,
+    store: &Store,
+    listener: std::net::TcpListener,
+    session: Arc<Session>,
+) -> Result<ExitCode, CliError> {
+    let failed = |what: &str, e: std::io::Error| CliError::runtime(format!("{what}: {e}"));
+    listener.set_nonblocking(true).map_err(|e| failed("the listener", e))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed("the listener", e))?;
+    let address = listener.local_addr().map_err(|e| failed("the listener", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("signals", e))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("signals", e))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("signals", e))?;
+
+    let gauges = session.gauges.clone();
+    gauges.metrics.set_sample_rate(f64::from(config.freq));
+    gauges.metrics.set_reload_successful(true);
+    let reload = reloader(args, config, &session);
+    let context = serve::Context {
+        store: store.reader(),
+        metrics: gauges.metrics.clone(),
+        status: report(&gauges, |g| g.status()),
+        targets: report(&gauges, |g| g.target_list()),
+        ready: {
+            let gauges = gauges.clone();
+            Arc::new(move || gauges.ready())
+        },
+        reload: reload.clone(),
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(serve::serve(listener, context, async {
+        // Also when the sender is dropped.
+        let _ = stopped.await;
+    }));
+    tracing::info!("ready; the page is at http://{address}/");
+    // Without systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut refresh = tokio::time::interval(REFRESH);
+    let code = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break ExitCode::Interrupted,
+            _ = terminate.recv() => break ExitCode::Success,
+            _ = hangup.recv() => {
+                let reload = reload.clone();
+                let done = tokio::task::spawn_blocking(move || reload()).await;
+                if let Ok(Err(reason)) = done {
+                    tracing::error!("the configuration was not reloaded: {reason}");
+                }
+            }
+            _ = refresh.tick() => {
+                let gauges = gauges.clone();
+                let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = stop.send(());
+    let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
+    drop(reload);
+    Ok(code)
+}
+
+fn report(
+    gauges: &Arc<crate::session::Gauges>,
+    ask: impl Fn(&crate::session::Gauges) -> serde_json::Value + Send + Sync + 'static,
+) -> serve::Report {
+    let gauges = gauges.clone();
+    Arc::new(move || ask(&gauges))
+}
+
+/// Reads the file again; what cannot be taken over at once is named.
+fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve::Check {
+    let current = Mutex::new(config);
+    let settings = args.settings.clone();
+    // The session must be free to end while the server still holds this.
+    let session = Arc::downgrade(session);
+    Arc::new(move || {
+        let Some(session) = session.upgrade() else { return Ok(()) };
+        let metrics = &session.gauges.metrics;
+        let new = settings.to_config().map_err(|e| {
+            metrics.set_reload_successful(false);
+            e.to_string()
+        })?;
+        let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = Config::reload_from(&current, new);
+        session.configure(&outcome.config);
+        metrics.set_sample_rate(f64::from(outcome.config.freq));
+        metrics.set_reload_successful(true);
+        tracing::info!(applied = ?outcome.applied, after_restart = ?outcome.restart, "configuration reloaded");
+        *current = outcome.config;
+        Ok(())
+    })
+}
+
+/// What a recording saw, per service and route. Bounded: routes are, and durations are kept up to a number.
+#[derive(Default)]
+struct Summary {
+    routes: BTreeMap<(String, String), RouteSummary>,
+    requests: u64,
+    profiles: u64,
+}
+
+#[derive(Default)]
+struct RouteSummary {
+    count: u64,
+    errors: u64,
+    samples: u64,
+    /// ns; the first [`DURATIONS_MAX`].
+    durations: Vec<u64>,
+}
+
+/// For percentiles; 100,000 are 800 kB a route.
+const DURATIONS_MAX: usize = 100_000;
+
+impl Summary {
+    fn add(&mut self, record: &RequestRecord, profile: bool) {
+        self.requests += 1;
+        self.profiles += u64::from(profile);
+        let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
+        route.count += 1;
+        let failed = record.status.is_some_and(|s| s >= 500) || record.outcome != Outcome::Complete;
+        route.errors += u64::from(failed);
+        route.samples += record.samples;
+        if route.durations.len() < DURATIONS_MAX {
+            route.durations.push(record.duration_ns);
+        }
+    }
+
+    fn table(&mut self) -> String {
+        let mut rows = Vec::new();
+        for ((service, name), route) in &mut self.routes {
+            route.durations.sort_unstable();
+            let at = |q: f64| {
+                let last = route.durations.len().saturating_sub(1);
+                let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
+                format!("{:.1} ms", ns as f64 / 1e6)
+            };
+            rows.push(vec![
+                service.clone(),
+                name.clone(),
+                route.count.to_string(),
+                route.errors.to_string(),
+                at(0.5),
+                at(0.95),
+                at(0.99),
+                route.samples.to_string(),
+            ]);
+        }
+        client::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
+    }
+}
+
+/// `reqprof record`.
+pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
+    let mut config = args.to_config()?;
+    check_pids(&config)?;
+    need_root()?;
+    private_files();
+    log_to_stderr(config.log_format);
+    if !args.command.is_empty() {
+        // Nothing but the command and its children.
+        config.selection = Selection::Only(Selectors::default());
+    }
+    let directory = config.prof_path.get_or_insert_with(|| {
+        PathBuf::from(format!("reqprof-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S")))
+    });
+    let directory = directory.clone();
+    let stats = Stats::default();
+    let files = file_exporter(&config, &stats)?;
+    let summary = Arc::new(Mutex::new(Summary::default()));
+    let seen = summary.clone();
+    let outputs = Outputs {
+        files: files.clone(),
+        observer: Some(Box::new(move |record, profile| {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).add(record, profile.is_some());
+        })),
+        ..Outputs::default()
+    };
+    let session = Session::start(&config, stats, outputs)?;
+    let gauges = session.gauges.clone();
+    let code = runtime()?.block_on(record_until_over(args, &session))?;
+    session.stop();
+    if let Some(files) = files {
+        files.finish();
+    }
+    let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
+    output::stdout(summary.table().as_bytes())?;
+    let counts = gauges.stats.snapshot();
+    let unwritten = counts.files_dropped + counts.files_failed;
+    let mut note = format!(
+        "{} requests, {} with samples; profiles are in {}\n",
+        summary.requests,
+        summary.profiles,
+        directory.display()
+    );
+    if unwritten > 0 {
+        note.push_str(&format!("{unwritten} profiles could not be written\n"));
+    }
+    anstream::eprint!("{note}");
+    Ok(code)
+}
+
+async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitCode, CliError> {
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|e| CliError::runtime(format!("signals: {e}")))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| CliError::runtime(format!("signals: {e}")))?;
+    let mut child = match args.command.split_first() {
+        None => None,
+        Some((program, arguments)) => {
+            let child = tokio::process::Command::new(program)
+                .args(arguments)
+                .kill_on_drop(true)
+                .spawn()
+                .map_err(|e| CliError::usage(format!("{}: {e}", program.display())))?;
+            if let Some(pid) = child.id() {
+                session.include(pid);
+            }
+            Some(child)
+        }
+    };
+    let limit = async {
+        match &args.duration {
+            Some(span) => tokio::time::sleep(span.get()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = async {
+        match &mut child {
+            Some(child) => child.wait().await.ok(),
+            None => std::future::pending().await,
+        }
+    };
+    if std::io::stderr().is_terminal() {
+        anstream::eprintln!("recording; Ctrl-C ends it");
+    }
+    let code = tokio::select! {
+        _ = interrupt.recv() => ExitCode::Interrupted,
+        _ = terminate.recv() => ExitCode::Success,
+        () = limit => ExitCode::Success,
+        _ = ended => ExitCode::Success,
+    };
+    if let Some(mut child) = child {
+        if let Some(pid) = child.id() {
+            // SAFETY: no memory is involved; the child has not been waited for, so the pid is its own.
+            unsafe { libc::kill(pid as i32, libc::SIGTERM) };
+            let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+        }
+    }
+    Ok(code)
+}
+
+/// `reqprof replay FILE`: the recorded records through the same stages; the requests as JSON lines.
+pub fn replay(file: &Path) -> Result<ExitCode, CliError> {
+    let failed = |e: crate::replay::ReplayError| CliError::usage(e.to_string());
+    let mut player = Player::open(file).map_err(failed)?;
+    let metrics = Arc::new(Metrics::new().map_err(|e| CliError::runtime(e.to_string()))?);
+    let (out, incoming) = crossbeam_channel::unbounded();
+    let (targets, stats) = (Targets::default(), Stats::default());
+    let mut reader = Reader::new(out, None, targets.clone(), stats.clone());
+    let naming = Naming { epoch: player.epoch, salt: 0 };
+    let mut finisher = Finisher::new(targets, naming, Live::default(), metrics, stats);
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let sink = lines.clone();
+    finisher.observer = Some(Box::new(move |record, _| {
+        if let Ok(line) = serde_json::to_string(record) {
+            let mut lines = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.extend_from_slice(line.as_bytes());
+            lines.push(b'\n');
+        }
+    }));
+    let mut record = Vec::new();
+    while player.next_record(&mut record).map_err(failed)?.is_some() {
+        reader.record(&record);
+        reader.flush();
+        while let Ok(batch) = incoming.try_recv() {
+            batch.into_iter().for_each(|message| finisher.message(message));
+        }
+    }
+    reader.end();
+    while let Ok(batch) = incoming.try_recv() {
+        batch.into_iter().for_each(|message| finisher.message(message));
+    }
+    let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    output::stdout(&lines)
+}

@@ -1,0 +1,314 @@
+//! A profiling session: the kernel side loaded, every stage running.
+//!
+//! In: a configuration and where results go. Out: running threads, a way to ask how they do, and an orderly end.
+//! `reqprof daemon` is a session with a store and an HTTP server; `reqprof record` one with files and a summary.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aya::Ebpf;
+use crossbeam_channel::{Sender, bounded, unbounded};
+use profiler_common::Stat;
+use serde_json::{Value, json};
+
+use crate::bpf::{self, HashOf, KernelStats, LoadError, Options, ProbeState, ProbeTable, RunTimes, sys, total};
+use crate::bpf::{ActiveValue, ConnectionValue};
+use crate::config::{Config, Selection};
+use crate::pipeline::{
+    BATCHES, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer, Reader, Stats,
+};
+use crate::process::manager::{self, Manager};
+use crate::process::targets::Targets;
+use crate::replay::Recorder;
+use crate::serve::Metrics;
+use crate::store;
+
+/// Process events on their way to the manager; when it is behind, the next scan finds what it missed.
+const MANAGER_QUEUE: usize = 8192;
+
+/// A session could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("starting a thread: {0}")]
+    Thread(#[from] io::Error),
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+/// Where results go.
+#[derive(Default)]
+pub struct Outputs {
+    pub store: Option<store::Sender>,
+    pub files: Option<FileExporter>,
+    pub observer: Option<Observer>,
+    pub recorder: Option<std::path::PathBuf>,
+}
+
+/// What the HTTP side and the metrics ask; lives as long as anyone asks.
+pub struct Gauges {
+    pub metrics: Arc<Metrics>,
+    pub probes: ProbeTable,
+    pub targets: Targets,
+    pub stats: Stats,
+    kernel: KernelStats,
+    run_times: RunTimes,
+    active: HashOf<u32, ActiveValue>,
+    connections: HashOf<u64, ConnectionValue>,
+    started: jiff::Timestamp,
+}
+
+/// See the module.
+pub struct Session {
+    pub gauges: Arc<Gauges>,
+    live: Live,
+    manager: Sender<manager::Message>,
+    control: Sender<Control>,
+    manager_thread: JoinHandle<Ebpf>,
+    reader_thread: JoinHandle<()>,
+    finisher_thread: JoinHandle<()>,
+}
+
+/// The part of the configuration that a reload changes.
+pub fn live_settings(config: &Config) -> LiveSettings {
+    LiveSettings {
+        routes: config.routes.clone(),
+        patterns: config.route_patterns.clone(),
+        min_duration: config.min_duration,
+        native_frames: config.native_frames,
+    }
+}
+
+impl Session {
+    /// Loads and attaches everything. When it returns, requests are being seen.
+    pub fn start(config: &Config, stats: Stats, outputs: Outputs) -> Result<Self, StartError> {
+        let probes = ProbeTable::default();
+        let targets = Targets::default();
+        let metrics = Arc::new(Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?);
+        let adopt = match &config.selection {
+            Selection::All => true,
+            Selection::Only(selectors) => !selectors.ports.is_empty(),
+        };
+        let kernel = bpf::load(Options { ring_bytes: config.ring_size, adopt_acceptors: adopt }, &probes)?;
+        let (to_finisher, from_reader) = bounded::<Vec<Message>>(BATCHES);
+        let (to_manager, for_manager) = bounded(MANAGER_QUEUE);
+        let (to_reader, for_reader) = unbounded();
+        let epoch = sys::realtime_ns() as i64 - sys::monotonic_ns() as i64;
+        let naming = Naming { epoch, salt: std::process::id().rotate_left(16) };
+
+        let fork_out = to_finisher.clone();
+        let gone_out = to_reader.clone();
+        let run_times = RunTimes::of(&kernel.object);
+        let mut manager = Manager::new(
+            kernel.object,
+            kernel.targets,
+            u64::from(config.freq),
+            probes.clone(),
+            targets.clone(),
+            config.selection.clone(),
+            Box::new(move |parent, child| {
+                // At the end of the session nobody listens any more.
+                let _ = fork_out.send(vec![Message::Forked { parent, child }]);
+            }),
+            Box::new(move |pid| {
+                let _ = gone_out.send(Control::ProcessGone(pid));
+            }),
+        );
+        let gauges = Arc::new(Gauges {
+            metrics: metrics.clone(),
+            probes,
+            targets: targets.clone(),
+            stats: stats.clone(),
+            kernel: kernel.stats,
+            run_times,
+            active: kernel.active,
+            connections: kernel.connections,
+            started: jiff::Timestamp::now(),
+        });
+
+        let live = Live::new(live_settings(config));
+        let (live_for_finisher, finisher_targets, finisher_stats) = (live.clone(), targets.clone(), stats.clone());
+        // The symboliser stays on the thread that makes it.
+        let finisher_thread = thread("finisher", move || {
+            let mut finisher =
+                Finisher::new(finisher_targets, naming, live_for_finisher, metrics, finisher_stats);
+            finisher.store = outputs.store;
+            finisher.files = outputs.files;
+            finisher.observer = outputs.observer;
+            finisher.run(&from_reader);
+        })?;
+        let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
+        if let Some(path) = &outputs.recorder {
+            reader.recorder = Some(Recorder::create(path, epoch)?);
+        }
+        let ring = kernel.ring;
+        let reader_thread = thread("reader", move || reader.run(ring, &for_reader))?;
+        manager.start();
+        let manager_thread = thread("manager", move || manager.run(&for_manager))?;
+        Ok(Self {
+            gauges,
+            live,
+            manager: to_manager,
+            control: to_reader,
+            manager_thread,
+            reader_thread,
+            finisher_thread,
+        })
+    }
+
+    /// Takes over another configuration's settings.
+    pub fn configure(&self, config: &Config) {
+        self.live.set(live_settings(config));
+        let message =
+            manager::Message::Configure { selection: config.selection.clone(), frequency: u64::from(config.freq) };
+        // It can only be gone when the session ends.
+        let _ = self.manager.send(message);
+    }
+
+    /// Looks at a process and its children from now on; returns when it does.
+    pub fn include(&self, pid: u32) {
+        let (done, wait) = bounded(1);
+        if self.manager.send(manager::Message::Include { pid, done }).is_ok() {
+            let _ = wait.recv_timeout(Duration::from_secs(5));
+        }
+    }
+
+    /// Ends every stage in the order of the data, so that nothing that was seen is lost.
+    pub fn stop(self) {
+        let _ = self.manager.send(manager::Message::Stop);
+        let object = self.manager_thread.join();
+        let _ = self.control.send(Control::Stop);
+        drop(self.control);
+        // A panic of a stage has been reported where it happened.
+        let _ = self.reader_thread.join();
+        let _ = self.finisher_thread.join();
+        // Detaches everything.
+        drop(object);
+    }
+}
+
+fn thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+impl Gauges {
+    /// Whether requests are being seen.
+    pub fn ready(&self) -> Result<(), String> {
+        let probes = self.probes.snapshot();
+        let attached = probes.iter().any(|(name, state)| {
+            name.starts_with("boundaries in") && matches!(state, ProbeState::Active { .. })
+        });
+        if attached { Ok(()) } else { Err("no C library carries boundary probes".into()) }
+    }
+
+    /// Brings the metrics up to date.
+    pub fn refresh(&self) {
+        let kernel = self.kernel.totals();
+        let stats = self.stats.snapshot();
+        let m = &self.metrics;
+        m.set_samples(total(&kernel, Stat::SamplesEmitted) + total(&kernel, Stat::SamplesOutsideRequest));
+        for (reason, n) in self.unattributed() {
+            m.set_samples_unattributed(reason, n);
+        }
+        for (stage, reason, n) in self.lost() {
+            m.set_events_lost(stage, reason, n);
+        }
+        m.set_unwind_errors("python", "fault", total(&kernel, Stat::PythonFault));
+        m.set_unwind_errors("python", "no_state", total(&kernel, Stat::PythonNoState));
+        m.set_unwind_errors("user", "truncated", total(&kernel, Stat::StackTruncated));
+        for (kind, reason, n) in &stats.unresolved {
+            m.set_unwind_errors(kind_name(*kind), reason, *n);
+        }
+        m.set_map("targets", self.targets.list().len() as u64, 16_384);
+        m.set_map("connections", self.connections.keys().take(65_536).count() as u64, 65_536);
+        m.set_map("active", self.active.keys().take(16_384).count() as u64, 16_384);
+        for (program, ns, _) in self.run_times.read() {
+            m.set_probe_seconds(program, ns as f64 / 1e9);
+        }
+    }
+
+    fn unattributed(&self) -> Vec<(&'static str, u64)> {
+        let kernel = self.kernel.totals();
+        let c = self.stats.snapshot().correlate;
+        vec![
+            ("outside_request", total(&kernel, Stat::SamplesOutsideRequest)),
+            ("after_response", c.samples_after_response),
+            ("interleaved", c.samples_interleaved),
+            ("revoked", c.samples_revoked),
+            ("unknown_request", c.samples_unknown),
+        ]
+    }
+
+    fn lost(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let kernel = self.kernel.totals();
+        let s = self.stats.snapshot();
+        let k = |stat| total(&kernel, stat);
+        vec![
+            ("kernel", "sample_ring_full", k(Stat::SamplesLostRing)),
+            ("kernel", "sample_walk", k(Stat::SamplesLostWalk)),
+            ("kernel", "boundary_ring_full", k(Stat::BoundaryLostRing)),
+            ("kernel", "process_ring_full", k(Stat::ProcessLostRing)),
+            ("kernel", "connections_full", k(Stat::ConnectionsFull)),
+            ("kernel", "active_full", k(Stat::ActiveFull)),
+            ("kernel", "targets_full", k(Stat::TargetsFull)),
+            ("kernel", "head_fault", k(Stat::HeadReadFault)),
+            ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
+            ("decode", "malformed", s.undecodable),
+            ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
+            ("correlate", "table_full", s.correlate.refused),
+            ("profile", "builders_full", s.samples_without_room),
+            ("files", "queue_full", s.files_dropped),
+            ("files", "write_failed", s.files_failed),
+        ]
+    }
+
+    /// The object of `/api/v1/status`.
+    pub fn status(&self) -> Value {
+        let kernel = self.kernel.totals();
+        let s = self.stats.snapshot();
+        let map = |pairs: Vec<(String, u64)>| Value::Object(pairs.into_iter().map(|(k, v)| (k, v.into())).collect());
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            "started": self.started.to_string(),
+            "probes": self.probes.snapshot(),
+            "targets": self.targets.list().len(),
+            "requests": {
+                "begun": total(&kernel, Stat::RequestsStarted),
+                "open": s.open_requests,
+                "finished": s.finished,
+                "filtered": s.filtered,
+            },
+            "connections": { "open": s.open_connections },
+            "samples": {
+                "emitted": total(&kernel, Stat::SamplesEmitted),
+                "attributed": s.correlate.samples_attributed,
+                "unattributed": map(self.unattributed().into_iter().map(|(r, n)| (r.to_owned(), n)).collect()),
+            },
+            "lost": map(self.lost().into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
+            "unwind_errors": map(s.unresolved.iter().map(|(kind, reason, n)| (format!("{}.{reason}", kind_name(*kind)), *n)).collect()),
+            "symbol_bytes": s.symbol_bytes,
+            "adopted": total(&kernel, Stat::Adopted),
+        })
+    }
+
+    /// The array `targets` of `/api/v1/targets`.
+    pub fn target_list(&self) -> Value {
+        json!(self.targets.list().iter().map(|info| json!(**info)).collect::<Vec<_>>())
+    }
+}
+
+fn kind_name(kind: crate::profile::FrameKind) -> &'static str {
+    match kind {
+        crate::profile::FrameKind::Python => "python",
+        crate::profile::FrameKind::Native => "native",
+        crate::profile::FrameKind::Kernel => "kernel",
+        crate::profile::FrameKind::Wait => "wait",
+    }
+}
