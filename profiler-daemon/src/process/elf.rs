@@ -83,6 +83,8 @@ pub struct ElfFile {
     loads: Vec<Load>,
     build_id: Option<Vec<u8>>,
     soname: Option<String>,
+    /// Virtual address and size of `.eh_frame_hdr`.
+    unwind: Option<(u64, u64)>,
 }
 
 impl ElfFile {
@@ -90,10 +92,9 @@ impl ElfFile {
         let id = FileId::of(&file)?;
         let reader = Reader::new(&file, id.size);
         let headers = Headers::read(&reader).map_err(|e| reader.explain(e))?;
-        let loads = headers.loads;
-        let build_id = headers.build_id;
-        let soname = headers.soname;
-        Ok(Self { file, id, loads, build_id, soname })
+        let Headers { loads, build_id, soname, unwind } = headers;
+        drop(reader);
+        Ok(Self { file, id, loads, build_id, soname, unwind })
     }
 
     pub fn id(&self) -> FileId {
@@ -155,6 +156,44 @@ impl ElfFile {
         find_symbols(&reader, names).map_err(|e| reader.explain(e))
     }
 
+    /// The piece of code that the unwind tables describe as one (a function, or its cold part) around an address.
+    ///
+    /// Only the encodings that GNU and LLVM linkers write are understood: a sorted table of (start, description),
+    /// 4 bytes each, relative to the table's own address (Linux Standard Base, `.eh_frame_hdr`).
+    pub fn unwind_range(&self, vaddr: u64) -> Option<Range<u64>> {
+        let (base, size) = self.unwind?;
+        let mut head = [0; 12];
+        self.read_vaddr(base, &mut head).ok()?;
+        if head[..4] != [1, 0x1b, 0x03, 0x3b] {
+            return None;
+        }
+        let relative = |bytes: &[u8]| {
+            let offset = i32::from_le_bytes(bytes.try_into().ok()?);
+            Some(base.wrapping_add_signed(offset.into()))
+        };
+        let entry = |n: u64| {
+            let mut bytes = [0; 8];
+            self.read_vaddr(base.checked_add(12 + n * 8)?, &mut bytes).ok()?;
+            Some((relative(&bytes[..4])?, relative(&bytes[4..])?))
+        };
+        // The last entry that starts at or before the address.
+        let count = u64::from(u32::from_le_bytes(head[8..].try_into().ok()?));
+        let (mut low, mut high) = (0, count.min(size / 8));
+        while low < high {
+            let middle = low.midpoint(high);
+            if entry(middle)?.0 <= vaddr { low = middle + 1 } else { high = middle }
+        }
+        let (start, description) = entry(low.checked_sub(1)?)?;
+        // length, CIE, start (relative to itself), size
+        let mut bytes = [0; 16];
+        self.read_vaddr(description, &mut bytes).ok()?;
+        let field = |n: usize| u32::from_le_bytes([bytes[n], bytes[n + 1], bytes[n + 2], bytes[n + 3]]);
+        // This agrees only if the encoding is the one assumed.
+        let begin = description.wrapping_add(8).wrapping_add_signed((field(8) as i32).into());
+        let end = start.checked_add(field(12).into())?;
+        (begin == start && vaddr < end).then_some(start..end)
+    }
+
     /// Whether decompressing this file's debug sections stays below `max` bytes, by what their headers promise
     /// (which is what a reader will allocate).
     pub fn debug_fits(&self, max: u64) -> bool {
@@ -167,6 +206,7 @@ struct Headers {
     loads: Vec<Load>,
     build_id: Option<Vec<u8>>,
     soname: Option<String>,
+    unwind: Option<(u64, u64)>,
 }
 
 impl Headers {
@@ -176,6 +216,7 @@ impl Headers {
         let segments = header.program_headers(endian, reader)?;
         let mut loads = Vec::new();
         let mut build_id = None;
+        let mut unwind = None;
         for segment in segments {
             let kind = segment.p_type(endian);
             if kind == elf::PT_LOAD && loads.len() < LOADS_MAX {
@@ -185,6 +226,9 @@ impl Headers {
                     file_size: segment.p_filesz(endian),
                     executable: segment.p_flags(endian).0 & elf::PF_X.0 != 0,
                 });
+            }
+            if kind == elf::PT_GNU_EH_FRAME {
+                unwind = Some((segment.p_vaddr(endian), segment.p_memsz(endian)));
             }
             // A file whose notes are damaged still has code.
             if kind == elf::PT_NOTE
@@ -197,7 +241,7 @@ impl Headers {
                     .map(|n| n.desc().iter().copied().take(BUILD_ID_MAX).collect());
             }
         }
-        let mut file = Self { loads, build_id, soname: None };
+        let mut file = Self { loads, build_id, soname: None, unwind };
         for segment in segments {
             if let Ok(Some(entries)) = segment.dynamic(endian, reader) {
                 file.soname = file.read_soname(entries, reader);
@@ -382,6 +426,20 @@ mod tests {
         assert!(elf.debug_fits(0));
     }
 
+    /// Oracle: the sizes in the symbol table.
+    #[test]
+    fn unwind_ranges_are_the_extents_of_functions() {
+        let elf = ElfFile::parse(libc_file()).unwrap();
+        let names = ["qsort", "getenv", "fopen", "pthread_create"];
+        for (name, symbol) in elf.symbols(&names).unwrap() {
+            let range = symbol.value..symbol.value + symbol.size;
+            assert_eq!(elf.unwind_range(symbol.value), Some(range.clone()), "{name}");
+            assert_eq!(elf.unwind_range(symbol.value + symbol.size - 1), Some(range), "{name}");
+        }
+        assert_eq!(elf.unwind_range(0), None);
+        assert_eq!(elf.unwind_range(u64::MAX), None);
+    }
+
     #[test]
     fn the_build_id_is_what_readelf_says() {
         let exe = std::env::current_exe().unwrap();
@@ -431,6 +489,7 @@ mod tests {
                 let _ = elf.debug_fits(0);
                 let _ = elf.read_vaddr(0x1000, &mut [0; 4]);
                 let _ = elf.vaddr_of(u64::MAX);
+                let _ = elf.unwind_range(0x1010);
             }
         }
     }

@@ -194,6 +194,11 @@ fn python_stacks_outlive_their_process() {
         let (stack_of_loop, _) = resolve(&mut symbolizer, key, &user[..1]);
         assert!(stack_of_loop[0].name.starts_with("_PyEval_EvalFrameDefault"));
 
+        if let Some(cold) = target.interpreter_cold {
+            let (stack, outcome) = resolve(&mut symbolizer, key, &[leaf(cold.start + 4), user[1]]);
+            assert_eq!((names(&stack), outcome), (vec!["inner"], Outcome::default()));
+        }
+
         // Something else than what the kernel side saw.
         let mut other = user[1];
         other.check ^= 1;
