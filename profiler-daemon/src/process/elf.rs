@@ -83,6 +83,8 @@ pub struct ElfFile {
     loads: Vec<Load>,
     build_id: Option<Vec<u8>>,
     soname: Option<String>,
+    /// Virtual address and size of `.eh_frame_hdr`.
+    unwind: Option<(u64, u64)>,
 }
 
 impl ElfFile {
@@ -90,10 +92,9 @@ impl ElfFile {
         let id = FileId::of(&file)?;
         let reader = Reader::new(&file, id.size);
         let headers = Headers::read(&reader).map_err(|e| reader.explain(e))?;
-        let loads = headers.loads;
-        let build_id = headers.build_id;
-        let soname = headers.soname;
-        Ok(Self { file, id, loads, build_id, soname })
+        let Headers { loads, build_id, soname, unwind } = headers;
+        drop(reader);
+        Ok(Self { file, id, loads, build_id, soname, unwind })
     }
 
     pub fn id(&self) -> FileId {
@@ -155,6 +156,44 @@ impl ElfFile {
         find_symbols(&reader, names).map_err(|e| reader.explain(e))
     }
 
+    /// The piece of code that the unwind tables describe as one (a function, or its cold part) around an address.
+    ///
+    /// Only the encodings that GNU and LLVM linkers write are understood: a sorted table of (start, description),
+    /// 4 bytes each, relative to the table's own address (Linux Standard Base, `.eh_frame_hdr`).
+    pub fn unwind_range(&self, vaddr: u64) -> Option<Range<u64>> {
+        let (base, size) = self.unwind?;
+        let mut head = [0; 12];
+        self.read_vaddr(base, &mut head).ok()?;
+        if head[..4] != [1, 0x1b, 0x03, 0x3b] {
+            return None;
+        }
+        let relative = |bytes: &[u8]| {
+            let offset = i32::from_le_bytes(bytes.try_into().ok()?);
+            Some(base.wrapping_add_signed(offset.into()))
+        };
+        let entry = |n: u64| {
+            let mut bytes = [0; 8];
+            self.read_vaddr(base.checked_add(12 + n * 8)?, &mut bytes).ok()?;
+            Some((relative(&bytes[..4])?, relative(&bytes[4..])?))
+        };
+        // The last entry that starts at or before the address.
+        let count = u64::from(u32::from_le_bytes(head[8..].try_into().ok()?));
+        let (mut low, mut high) = (0, count.min(size / 8));
+        while low < high {
+            let middle = low.midpoint(high);
+            if entry(middle)?.0 <= vaddr { low = middle + 1 } else { high = middle }
+        }
+        let (start, description) = entry(low.checked_sub(1)?)?;
+        // length, CIE, start (relative to itself), size
+        let mut bytes = [0; 16];
+        self.read_vaddr(description, &mut bytes).ok()?;
+        let field = |n: usize| u32::from_le_bytes([bytes[n], bytes[n + 1], bytes[n + 2], bytes[n + 3]]);
+        // This agrees only if the encoding is the one assumed.
+        let begin = description.wrapping_add(8).wrapping_add_signed((field(8) as i32).into());
+        let end = start.checked_add(field(12).into())?;
+        (begin == start && vaddr < end).then_some(start..end)
+    }
+
     /// Whether decompressing this file's debug sections stays below `max` bytes, by what their headers promise
     /// (which is what a reader will allocate).
     pub fn debug_fits(&self, max: u64) -> bool {
@@ -167,6 +206,7 @@ struct Headers {
     loads: Vec<Load>,
     build_id: Option<Vec<u8>>,
     soname: Option<String>,
+    unwind: Option<(u64, u64)>,
 }
 
 impl Headers {
@@ -176,6 +216,7 @@ impl Headers {
         let segments = header.program_headers(endian, reader)?;
         let mut loads = Vec::new();
         let mut build_id = None;
+        let mut unwind = None;
         for segment in segments {
             let kind = segment.p_type(endian);
             if kind == elf::PT_LOAD && loads.len() < LOADS_MAX {
@@ -185,6 +226,9 @@ impl Headers {
                     file_size: segment.p_filesz(endian),
                     executable: segment.p_flags(endian).0 & elf::PF_X.0 != 0,
                 });
+            }
+            if kind == elf::PT_GNU_EH_FRAME {
+                unwind = Some((segment.p_vaddr(endian), segment.p_memsz(endian)));
             }
             // A file whose notes are damaged still has code.
             if kind == elf::PT_NOTE
@@ -197,7 +241,7 @@ impl Headers {
                     .map(|n| n.desc().iter().copied().take(BUILD_ID_MAX).collect());
             }
         }
-        let mut file = Self { loads, build_id, soname: None };
+        let mut file = Self { loads, build_id, soname: None, unwind };
         for segment in segments {
             if let Ok(Some(entries)) = segment.dynamic(endian, reader) {
                 file.soname = file.read_soname(entries, reader);
@@ -341,190 +385,4 @@ impl<'a> ReadRef<'a> for &'a Reader<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::process::maps::{Maps, open};
-    use std::io::Write;
-    use std::process::Command;
-
-    fn libc_file() -> File {
-        let maps = Maps::read(std::process::id()).unwrap();
-        let mapping = maps.iter().find(|m| m.executable && m.file_name().starts_with("libc.so")).unwrap();
-        open(std::process::id(), mapping).unwrap()
-    }
-
-    /// Oracle: the dynamic loader.
-    fn dlsym(name: &std::ffi::CStr) -> u64 {
-        // SAFETY: a NUL-terminated name, looked up among what is loaded.
-        unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as u64 }
-    }
-
-    #[test]
-    fn symbols_and_bias_agree_with_the_loader() {
-        let elf = ElfFile::parse(libc_file()).unwrap();
-        let found = elf.symbols(&["recv", "close", "no_such_function"]).unwrap();
-        assert_eq!(found.len(), 2);
-        let maps = Maps::read(std::process::id()).unwrap();
-        for (name, c) in [("recv", c"recv"), ("close", c"close")] {
-            let address = dlsym(c);
-            let mapping = maps.lookup(address).unwrap();
-            let bias = elf.bias(mapping).unwrap();
-            assert_eq!(found[name].value + bias, address);
-            let offset = elf.offset_of(found[name].value).unwrap();
-            assert_eq!(offset, address - mapping.start + mapping.offset);
-            assert_eq!(elf.vaddr_of(offset), Some(found[name].value));
-            let mut bytes = [0; 16];
-            elf.read_vaddr(found[name].value, &mut bytes).unwrap();
-            // SAFETY: 16 bytes of code of a function that is longer.
-            assert_eq!(bytes, unsafe { *(address as *const [u8; 16]) });
-        }
-        assert_eq!(elf.soname(), Some("libc.so.6"));
-        assert!(elf.debug_fits(0));
-    }
-
-    #[test]
-    fn the_build_id_is_what_readelf_says() {
-        let exe = std::env::current_exe().unwrap();
-        let Ok(output) = Command::new("readelf").arg("-nW").arg(&exe).output() else {
-            eprintln!("SKIPPED: readelf is not installed");
-            return;
-        };
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let wanted = text.split("Build ID: ").nth(1).map(|rest| rest.split_whitespace().next().unwrap());
-        let elf = ElfFile::parse(File::open(exe).unwrap()).unwrap();
-        let hex = elf.build_id().map(|id| id.iter().map(|b| format!("{b:02x}")).collect::<String>());
-        assert_eq!(hex.as_deref(), wanted);
-    }
-
-    fn parse_bytes(bytes: &[u8]) -> Result<ElfFile, ElfError> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        ElfFile::parse(file)
-    }
-
-    #[test]
-    fn damaged_files_are_errors_or_empty() {
-        let mut whole = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(libc_file(), 1 << 16), &mut whole).unwrap();
-        assert!(parse_bytes(b"").is_err());
-        assert!(parse_bytes(b"#!/bin/sh\n").is_err());
-        for len in [1, 16, 63, 64, 100, 300, 1000, 5000] {
-            if let Ok(elf) = parse_bytes(&whole[..len]) {
-                // Section headers lie at the end of a file.
-                assert!(elf.symbols(&["recv"]).is_err());
-            }
-        }
-    }
-
-    proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
-        /// A small file of the real layout with a few bytes changed, headers by preference.
-        #[test]
-        fn changed_bytes_never_panic(changes in proptest::collection::vec((0usize..4096, 0u8..=255), 1..20)) {
-            let mut bytes = small_elf();
-            for (at, byte) in changes {
-                let at = at % bytes.len();
-                bytes[at] = byte;
-            }
-            if let Ok(elf) = parse_bytes(&bytes) {
-                let _ = elf.symbols(&["f"]);
-                let _ = elf.debug_fits(0);
-                let _ = elf.read_vaddr(0x1000, &mut [0; 4]);
-                let _ = elf.vaddr_of(u64::MAX);
-            }
-        }
-    }
-
-    /// One loadable segment, a note, a dynamic section and a symbol table with the symbol `f`.
-    fn small_elf() -> Vec<u8> {
-        let mut b = vec![0u8; 1024];
-        let mut put = |at: usize, bytes: &[u8]| b[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"\x7fELF\x02\x01\x01");
-        put(16, &[3, 0, 62, 0, 1]);
-        put(32, &64u64.to_le_bytes()); // e_phoff
-        put(40, &512u64.to_le_bytes()); // e_shoff
-        put(52, &[64, 0, 56, 0, 3, 0, 64, 0, 3, 0, 2, 0]);
-        for (n, kind, offset, size) in [(0, 1u32, 0u64, 1024u64), (1, 4, 256, 20), (2, 2, 288, 48)] {
-            let at = 64 + n * 56;
-            put(at, &kind.to_le_bytes());
-            put(at + 4, &5u32.to_le_bytes());
-            put(at + 8, &offset.to_le_bytes());
-            put(at + 16, &(0x1000 + offset).to_le_bytes());
-            put(at + 32, &size.to_le_bytes());
-            put(at + 40, &size.to_le_bytes());
-            put(at + 48, &4u64.to_le_bytes());
-        }
-        put(256, &[4, 0, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0, 1, 2, 3, 4]);
-        for (n, tag, value) in [(0, 5u64, 0x1000 + 400u64), (1, 14, 3), (2, 0, 0)] {
-            put(288 + n * 16, &tag.to_le_bytes());
-            put(296 + n * 16, &value.to_le_bytes());
-        }
-        put(400, b"\0f\0lib.so\0");
-        put(448, &1u32.to_le_bytes()); // st_name; the null symbol is at 424
-        put(454, &[1]); // st_shndx
-        put(456, &0x1234u64.to_le_bytes());
-        put(464, &8u64.to_le_bytes());
-        for (n, kind, offset, size, link, entry) in
-            [(1, 11u32, 424u64, 48u64, 2u32, 24u64), (2, 3, 400, 10, 0, 0)]
-        {
-            let at = 512 + n * 64;
-            put(at + 4, &kind.to_le_bytes());
-            put(at + 24, &offset.to_le_bytes());
-            put(at + 32, &size.to_le_bytes());
-            put(at + 40, &link.to_le_bytes());
-            put(at + 56, &entry.to_le_bytes());
-        }
-        b
-    }
-
-    #[test]
-    fn a_small_file_by_hand() {
-        let elf = parse_bytes(&small_elf()).unwrap();
-        assert_eq!(elf.build_id(), Some(&[1, 2, 3, 4][..]));
-        assert_eq!(elf.soname(), Some("lib.so"));
-        assert_eq!(elf.symbols(&["f"]).unwrap()["f"], Symbol { value: 0x1234, size: 8 });
-        assert_eq!((elf.offset_of(0x1010), elf.vaddr_of(0x10)), (Some(0x10), Some(0x1010)));
-        assert_eq!((elf.offset_of(0xfff), elf.offset_of(0x1400)), (None, None));
-    }
-
-    #[test]
-    fn forged_sizes_allocate_nothing() {
-        // 10 GB, all of it a hole, that claims to be one symbol table with one string table.
-        let size = 10_000_000_000u64;
-        let mut header = vec![0u8; 64 + 3 * 64];
-        header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        header[16..18].copy_from_slice(&3u16.to_le_bytes()); // ET_DYN
-        header[18..20].copy_from_slice(&62u16.to_le_bytes()); // EM_X86_64
-        header[20..24].copy_from_slice(&1u32.to_le_bytes());
-        header[40..48].copy_from_slice(&64u64.to_le_bytes()); // e_shoff
-        header[52..54].copy_from_slice(&64u16.to_le_bytes());
-        header[58..60].copy_from_slice(&64u16.to_le_bytes()); // e_shentsize
-        header[60..62].copy_from_slice(&3u16.to_le_bytes()); // e_shnum
-        header[62] = 2; // e_shstrndx
-        for (n, kind) in [(1, 11u32), (2, 3u32)] {
-            let section = &mut header[64 + n * 64..][..64];
-            section[4..8].copy_from_slice(&kind.to_le_bytes());
-            section[24..32].copy_from_slice(&256u64.to_le_bytes());
-            section[32..40].copy_from_slice(&(240 * 40_000_000u64).to_le_bytes());
-            section[40..44].copy_from_slice(&2u32.to_le_bytes());
-            section[56..64].copy_from_slice(&24u64.to_le_bytes());
-        }
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&header).unwrap();
-        file.set_len(size).unwrap();
-        let elf = ElfFile::parse(file).unwrap();
-        assert!(matches!(elf.symbols(&["recv"]), Err(ElfError::TooLarge)));
-    }
-
-    #[test]
-    fn a_file_truncated_after_parsing_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.so");
-        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
-        let elf = ElfFile::parse(File::open(&path).unwrap()).unwrap();
-        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
-        assert!(elf.symbols(&["main"]).is_err());
-        let code = elf.loads().iter().find(|l| l.executable).unwrap();
-        assert!(matches!(elf.read_vaddr(code.vaddr, &mut [0; 8]), Err(ElfError::Io(_))));
-    }
-}
+mod tests;

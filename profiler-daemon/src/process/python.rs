@@ -8,6 +8,8 @@
 //! CPython's structures differ from version to version: [`layout`] is the table, and a test compares it with
 //! `offsetof` in the installed headers.
 
+mod cold;
+
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
@@ -117,9 +119,10 @@ pub struct PythonTarget {
     pub release: String,
     /// Address of `_PyRuntime`.
     pub runtime: u64,
-    /// The interpreter loop in the process. Its `.cold` part, if there is one, is outside: on 3.11 it is a call to
-    /// a function that does not return.
+    /// The interpreter loop in the process.
     pub interpreter_loop: Range<u64>,
+    /// The part of the loop that the compiler moved elsewhere.
+    pub interpreter_cold: Option<Range<u64>>,
     pub tss_key: u32,
     pub tss_block: u32,
     pub offsets: PythonOffsets,
@@ -160,40 +163,41 @@ const RUNTIME: &str = "_PyRuntime";
 const LOOP: &str = "_PyEval_EvalFrameDefault";
 const VERSION: &str = "Py_Version";
 
+/// The loop's code is 40 to 85 KiB in every build seen.
+const LOOP_MAX: u64 = 1 << 20;
+
 /// Keys from here on live in second-level blocks (glibc, `PTHREAD_KEY_2NDLEVEL_SIZE`).
 const FIRST_BLOCK_KEYS: u32 = 32;
 
-/// An interpreter's code in a process, before anything in its memory was read.
-struct Located {
-    version: Version,
-    release: String,
-    runtime: u64,
-    interpreter_loop: Range<u64>,
+/// An interpreter's code in a process, before anything in its memory was read. Fields as in [`PythonTarget`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    pub version: Version,
+    pub release: String,
+    pub runtime: u64,
+    pub interpreter_loop: Range<u64>,
+    pub interpreter_cold: Option<Range<u64>>,
 }
 
 /// Looks for an interpreter. `Ok(None)`: the process is no Python.
 pub fn detect(pid: u32, maps: &Maps) -> Result<Option<PythonTarget>, PythonError> {
-    let Some(Located { version, release, runtime, interpreter_loop }) = locate(pid, maps)? else {
-        return Ok(None);
-    };
+    let Some(located) = locate(pid, maps)? else { return Ok(None) };
+    let Located { version, release, runtime, interpreter_loop, interpreter_cold } = located;
     let layout = layout(version).ok_or(PythonError::Unsupported { version })?;
     Ok(Some(PythonTarget {
         version,
         release,
         runtime,
         interpreter_loop,
+        interpreter_cold,
         tss_key: read_key(&ProcessMemory::new(pid), runtime, layout)?,
         tss_block: thread_data_block(pid, maps)?,
         offsets: layout.walk,
     }))
 }
 
-/// Only the version, which needs no look into memory.
-pub fn version(pid: u32, maps: &Maps) -> Result<Option<Version>, PythonError> {
-    Ok(locate(pid, maps)?.map(|found| found.version))
-}
-
-fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
+/// Like [`detect`], for any version, from the files alone.
+pub fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
     for mapping in candidates(pid, maps) {
         let elf = open_elf(pid, mapping)?;
         let found = elf.symbols(&[RUNTIME, LOOP, VERSION]).map_err(|source| elf_error(mapping, source))?;
@@ -214,11 +218,16 @@ fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
             },
         };
         let start = code.value.wrapping_add(bias);
+        let mut bytes = vec![0; code.size.min(LOOP_MAX) as usize];
+        elf.read_vaddr(code.value, &mut bytes).map_err(|source| elf_error(mapping, source))?;
+        let interpreter_cold = cold::cold_part(&elf, code.value, &bytes)
+            .map(|part| part.start.wrapping_add(bias)..part.end.wrapping_add(bias));
         return Ok(Some(Located {
             version,
             release,
             runtime: runtime.value.wrapping_add(bias),
             interpreter_loop: start..start.wrapping_add(code.size),
+            interpreter_cold,
         }));
     }
     Ok(None)

@@ -14,6 +14,8 @@
 //! From 2.41 on glibc makes cancellable calls in a shared function (`__syscall_cancel`), so that the wrappers have
 //! no such jump: [`NoCheapSite`] says so, and the caller chooses another source.
 
+use std::collections::HashSet;
+
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess};
 use iced_x86::{Mnemonic, OpKind, Register};
 
@@ -114,7 +116,7 @@ fn code_of(elf: &ElfFile, function: &str) -> Result<(Vec<u8>, u64), SiteError> {
 }
 
 /// What is known at one point of a path from the entry.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
     /// The value of `%eax`, before the system call.
     eax: Option<u32>,
@@ -123,7 +125,7 @@ struct State {
     after: After,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum After {
     /// No system call yet on this path.
     Nothing,
@@ -137,16 +139,15 @@ enum After {
 fn find_result_sites(code: &[u8], address: u64, syscall: u32) -> Result<Vec<u64>, Reason> {
     let mut info = InstructionInfoFactory::new();
     let mut sites = Vec::new();
-    let mut seen: Vec<(u64, State)> = Vec::new();
+    let mut seen = HashSet::new();
     let mut work = vec![(address, State { eax: None, tested: false, after: After::Nothing })];
     while let Some((ip, state)) = work.pop() {
-        if seen.contains(&(ip, state)) {
+        if !seen.insert((ip, state)) {
             continue;
         }
-        if seen.len() == STEPS_MAX {
+        if seen.len() > STEPS_MAX {
             return Err(Reason::Undecodable);
         }
-        seen.push((ip, state));
         let instruction = decode(code, address, ip).ok_or(Reason::Undecodable)?;
         let next = instruction.next_ip();
         if state.after == After::Compared && instruction.code().is_jcc_short_or_near() {

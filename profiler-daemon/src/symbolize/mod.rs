@@ -298,6 +298,11 @@ impl Symbolizer {
                 let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
                 Resolved { frames, kind }
             }
+            None if process.in_cold_loop(address) => {
+                let name = format!("{LOOP_PREFIX}.cold");
+                let frame = self.interner.bare(FrameKind::Native, &name, &module.name);
+                Resolved { frames: [frame].into(), kind: ResolvedKind::InterpreterLoop }
+            }
             None => {
                 let place = format!("{}+{vaddr:#x}", module.name);
                 self.unresolved(FrameKind::Native, &place, &module.name, Reason::NoSymbol)

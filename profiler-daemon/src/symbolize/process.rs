@@ -3,6 +3,7 @@
 //! A process that ended can no longer be asked, so whatever it told us stays until the pipeline says it is over;
 //! a forked child begins with a copy of what its parent told, since its memory is a copy of its parent's.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +48,14 @@ const FRAME_COST: usize = 160;
 /// How often an unknown address may make us read the map again: a read costs 100 µs and more.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The process's Python.
+#[derive(Clone)]
+struct Interpreter {
+    layout: &'static CodeLayout,
+    /// The part of its loop that has no symbol.
+    cold: Option<Range<u64>>,
+}
+
 pub(super) struct Process {
     key: ProcessKey,
     pub(super) memory: ProcessMemory,
@@ -54,8 +63,8 @@ pub(super) struct Process {
     scanned: Option<Instant>,
     /// By start of mapping.
     modules: FxHashMap<u64, Result<Rc<Module>, Reason>>,
-    /// Looked for once; `Err` is kept, for what a target runs does not change without exec.
-    layout: Option<Option<&'static CodeLayout>>,
+    /// Looked for once; that there is none is kept until the map changes.
+    interpreter: Option<Option<Interpreter>>,
     codes: Generations<u64, Rc<Code>>,
     frames: Generations<RawFrame, Rc<Resolved>>,
     code_bytes: usize,
@@ -73,7 +82,7 @@ impl Process {
             maps: Rc::default(),
             scanned: None,
             modules: FxHashMap::default(),
-            layout: None,
+            interpreter: None,
             codes: Generations::new(CODES_MAX),
             frames: Generations::new(FRAMES_MAX),
             code_bytes: 0,
@@ -90,7 +99,7 @@ impl Process {
             maps: self.maps.clone(),
             scanned: self.scanned,
             modules: self.modules.clone(),
-            layout: self.layout,
+            interpreter: self.interpreter.clone(),
             codes: self.codes.fork(),
             frames: self.frames.fork(),
             code_bytes: self.code_bytes,
@@ -138,6 +147,10 @@ impl Process {
         self.maps = Rc::new(maps);
         self.modules.clear();
         self.frames.clear();
+        // Programs that embed an interpreter may load it late.
+        if matches!(self.interpreter, Some(None)) {
+            self.interpreter = None;
+        }
     }
 
     /// Whether the pid still belongs to the process we mean.
@@ -164,7 +177,7 @@ impl Process {
         {
             return Ok(known.clone());
         }
-        let layout = self.layout().ok_or(Reason::NoInterpreter)?;
+        let layout = self.interpreter().ok_or(Reason::NoInterpreter)?.layout;
         if !self.is_current() {
             return Err(Reason::Gone);
         }
@@ -179,20 +192,26 @@ impl Process {
         Ok(code)
     }
 
-    fn layout(&mut self) -> Option<&'static CodeLayout> {
-        if self.layout.is_none() {
+    /// Whether an address without a symbol belongs to the interpreter's loop.
+    pub(super) fn in_cold_loop(&mut self, address: u64) -> bool {
+        let cold = self.interpreter().and_then(|interpreter| interpreter.cold.as_ref());
+        cold.is_some_and(|cold| cold.contains(&address))
+    }
+
+    fn interpreter(&mut self) -> Option<&Interpreter> {
+        if self.interpreter.is_none() {
             if self.scanned.is_none() {
                 self.rescan();
             }
-            let version = match python::version(self.key.pid, &self.maps) {
-                Ok(version) => version,
-                Err(error) => {
-                    tracing::debug!(pid = self.key.pid, %error, "no interpreter");
-                    None
-                }
-            };
-            self.layout = Some(version.and_then(python::layout).map(|layout| &layout.code));
+            let located = python::locate(self.key.pid, &self.maps).unwrap_or_else(|error| {
+                tracing::debug!(pid = self.key.pid, %error, "no interpreter");
+                None
+            });
+            self.interpreter = Some(located.and_then(|located| {
+                let layout = &python::layout(located.version)?.code;
+                Some(Interpreter { layout, cold: located.interpreter_cold })
+            }));
         }
-        self.layout.flatten()
+        self.interpreter.as_ref().and_then(Option::as_ref)
     }
 }

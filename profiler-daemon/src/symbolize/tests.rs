@@ -194,6 +194,11 @@ fn python_stacks_outlive_their_process() {
         let (stack_of_loop, _) = resolve(&mut symbolizer, key, &user[..1]);
         assert!(stack_of_loop[0].name.starts_with("_PyEval_EvalFrameDefault"));
 
+        if let Some(cold) = target.interpreter_cold {
+            let (stack, outcome) = resolve(&mut symbolizer, key, &[leaf(cold.start + 4), user[1]]);
+            assert_eq!((names(&stack), outcome), (vec!["inner"], Outcome::default()));
+        }
+
         // Something else than what the kernel side saw.
         let mut other = user[1];
         other.check ^= 1;
@@ -240,4 +245,24 @@ fn the_number_of_processes_is_bounded() {
     assert_eq!(symbolizer.processes.len(), PROCESSES_MAX);
     let newest = ProcessKey { pid: i32::MAX as u32 - 2 * PROCESSES_MAX as u32 + 1, start_time: 0 };
     assert!(symbolizer.processes.contains_key(&newest));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+    /// Addresses near something real and far from it, of any kind: every raw frame is shown or counted as cut.
+    #[test]
+    fn no_frame_disappears_uncounted(
+        raws in proptest::collection::vec((0u32..16, 0u64..3, proptest::prelude::any::<u16>()), 0..40),
+    ) {
+        let bases = [called_function as *const () as u64, libc::recv as *const () as u64, u64::MAX - 0x8000];
+        let user: Vec<RawFrame> = raws
+            .iter()
+            .map(|&(kind, base, offset)| RawFrame::new(kind, bases[base as usize].wrapping_add(offset.into()), 0, 0))
+            .collect();
+        let mut symbolizer = Symbolizer::default();
+        let (stack, outcome) = resolve(&mut symbolizer, me(), &user);
+        assert!(stack.len() + outcome.cut as usize >= user.len());
+        let (again, same) = resolve(&mut symbolizer, me(), &user);
+        assert_eq!((names(&stack), outcome), (names(&again), same));
+    }
 }

@@ -264,6 +264,11 @@ outer()
         assert_eq!(target.version, Version { major: 3, minor: 11 });
         assert!(target.interpreter_loop.end - target.interpreter_loop.start > 20_000);
         assert!(maps.lookup(target.interpreter_loop.start).unwrap().executable);
+        if let Some(cold) = &target.interpreter_cold {
+            assert!(maps.lookup(cold.start).unwrap().executable && cold.end - cold.start > 1000);
+            assert!(!target.interpreter_loop.contains(&cold.start));
+        }
+        eprintln!("{}: cold part {:x?}", interpreter.display(), target.interpreter_cold);
         let (thread, codes) = python.output[0].split_once(' ').unwrap();
         // The generator's own frame was there when it ran: it is the first but one listed.
         let codes: Vec<u64> =
