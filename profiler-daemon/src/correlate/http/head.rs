@@ -362,3 +362,87 @@ fn number(digits: &[u8]) -> Option<u64> {
     let add = |sum: u64, b: &u8| sum.checked_mul(10)?.checked_add(digit(b)?);
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framing(headers: &str) -> Framing {
+        let head = format!("POST / HTTP/1.1\r\n{headers}\r\n");
+        parse_request(head.as_bytes(), true).expect("a request").framing
+    }
+
+    /// The cases of RFC 9112, 6.3.
+    #[test]
+    fn framing_of_a_body() {
+        assert_eq!(framing(""), Framing::Unsaid);
+        assert_eq!(framing("content-LENGTH:  12 \r\n"), Framing::Length(12));
+        assert_eq!(framing("Content-Length: 7\r\nContent-Length: 7\r\n"), Framing::Length(7));
+        assert_eq!(framing("Content-Length: 7, 8\r\n"), Framing::Unreadable);
+        for bad in ["", "+7", "-1", "0x10", "7 7", "18446744073709551616"] {
+            assert_eq!(framing(&format!("Content-Length: {bad}\r\n")), Framing::Unreadable, "{bad}");
+        }
+        assert_eq!(framing("Content-Length: 7\r\nTransfer-Encoding: Chunked\r\n"), Framing::Chunked);
+        assert_eq!(framing("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"), Framing::Chunked);
+        assert_eq!(framing("Transfer-Encoding: chunked, gzip\r\n"), Framing::Coded);
+        assert_eq!(
+            parse_request(b"POST / HTTP/1.1\r\nContent-Le", false).map(|h| h.framing),
+            Ok(Framing::Unreadable)
+        );
+    }
+
+    #[test]
+    fn end_of_a_head() {
+        for (head, length) in [("a\r\n\r\nb", 5), ("a\n\nb", 3), ("a\n\r\nb", 4), ("a\r\n\nb", 4)] {
+            assert_eq!(end(head.as_bytes(), 0), Some(length), "{head:?}");
+        }
+        for head in ["", "a\r\n", "a\r\n\r", "a\r\nb\r\n", "a\r\r\n"] {
+            assert_eq!(end(head.as_bytes(), 0), None, "{head:?}");
+        }
+    }
+
+    /// The example and the rules of W3C Trace Context, 3.2.
+    #[test]
+    fn traceparent() {
+        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let id = |value: &str| TraceId::parse(value.as_bytes()).map(|id| id.to_string());
+        let expected = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+        assert_eq!(id(valid), expected);
+        assert_eq!(id(&valid.replace("00-4", "cc-4")), expected, "a later version");
+        assert_eq!(id(&format!("{}-more", valid.replace("00-4", "cc-4"))), expected);
+        for bad in [
+            format!("{valid}-more"),
+            format!("{}x", valid.replace("00-4", "cc-4")),
+            valid.replace("00-4", "ff-4"),
+            valid.to_uppercase(),
+            valid.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            valid.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            valid[..54].to_owned(),
+            valid.replace("-01", "_01"),
+            String::new(),
+        ] {
+            assert_eq!(id(&bad), None, "{bad}");
+        }
+        let twice = format!("GET / HTTP/1.1\r\ntraceparent: {valid}\r\nTraceparent: {valid}\r\n\r\n");
+        assert_eq!(parse_request(twice.as_bytes(), true).map(|head| head.trace_id), Ok(None));
+    }
+
+    #[test]
+    fn status_lines() {
+        let status =
+            |line: &str| parse_response(format!("{line}\r\n\r\n").as_bytes(), true).map(|head| head.status);
+        assert_eq!(status("HTTP/1.1 200 OK"), Some(200));
+        assert_eq!(status("HTTP/1.0 404"), Some(404));
+        assert_eq!(status("HTTP/1.1 999 Odd"), Some(999));
+        for bad in [
+            "HTTP/1.1 20",
+            "HTTP/1.1 2000 OK",
+            "HTTP/1.1 099 x",
+            "HTTP/2 200 OK",
+            "HTTP/1.1  200",
+            "ICY 200 OK",
+        ] {
+            assert_eq!(status(bad), None, "{bad}");
+        }
+    }
+}
