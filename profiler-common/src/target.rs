@@ -16,6 +16,9 @@ pub struct Target {
     /// The interpreter loop: program counters in `[loop_start, loop_end)` stand for Python frames.
     pub loop_start: u64,
     pub loop_end: u64,
+    /// The part of it that the compiler put elsewhere; empty where there is none.
+    pub cold_start: u64,
+    pub cold_end: u64,
     pub python: PythonOffsets,
 }
 
@@ -116,6 +119,8 @@ pub mod connection_flags {
     pub const HTTP: u8 = 1 << 1;
     /// Not HTTP: its transfers are not reported.
     pub const IGNORED: u8 = 1 << 2;
+    /// The head being received is a request's for certain: bytes sent meanwhile answer an earlier one.
+    pub const HELD: u8 = 1 << 3;
 }
 
 /// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.
@@ -164,7 +169,7 @@ pub struct Settings {
 
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
-    assert!(size_of::<Target>() == 56);
+    assert!(size_of::<Target>() == 72);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 24);
     assert!(size_of::<KernelOffsets>() == 24);

@@ -7,21 +7,31 @@ const fn word(text: &[u8; 4]) -> u32 {
     u32::from_le_bytes(*text)
 }
 
-const fn upper_or_separator(b: u8) -> bool {
-    (b >= b'A' && b <= b'Z') || b == b'-' || b == b'_' || b == b' '
+const fn token(b: u8) -> bool {
+    b.is_ascii_uppercase() || b == b'-' || b == b'_'
 }
 
-/// Whether the first `visible` (at most 4) bytes, in the low bytes of `first`, may begin a request line. Any
-/// upper-case token passes, except the start of a response.
+/// Whether the first `visible` bytes, in the low bytes of `first`, may begin a request line: up to four bytes of an
+/// upper-case token, or fewer and a space. Any method passes, but not the start of a response.
 #[inline(always)]
-pub fn may_begin_request(first: u32, visible: u64) -> bool {
+pub fn may_begin_request(first: u64, visible: u64) -> bool {
     let b = first.to_le_bytes();
-    if !b[0].is_ascii_uppercase() || first == word(b"HTTP") {
+    if !b[0].is_ascii_uppercase() || first as u32 == word(b"HTTP") {
         return false;
     }
-    (visible < 2 || upper_or_separator(b[1]))
-        && (visible < 3 || upper_or_separator(b[2]))
-        && (visible < 4 || upper_or_separator(b[3]))
+    if visible < 2 || b[1] == b' ' {
+        return true;
+    }
+    if !token(b[1]) {
+        return false;
+    }
+    if visible < 3 || b[2] == b' ' {
+        return true;
+    }
+    if !token(b[2]) {
+        return false;
+    }
+    visible < 4 || b[3] == b' ' || token(b[3])
 }
 
 /// Whether four bytes begin one of the registered methods; asked for connections that nobody saw being accepted,
@@ -39,14 +49,17 @@ pub fn begins_known_method(first: u32) -> bool {
         || first == word(b"TRAC")
 }
 
-/// Whether the first `visible` (at most 4) bytes may begin a status line.
+/// Whether the first `visible` bytes, in the low bytes of `first`, are `HTTP/1.` as far as they go.
 #[inline(always)]
-pub fn may_begin_response(first: u32, visible: u64) -> bool {
-    let b = first.to_le_bytes();
-    b[0] == b'H'
-        && (visible < 2 || b[1] == b'T')
-        && (visible < 3 || b[2] == b'T')
-        && (visible < 4 || b[3] == b'P')
+pub fn may_begin_response(first: u64, visible: u64) -> bool {
+    const START: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+    let seen = if visible >= 7 { 7 } else { visible };
+    if seen == 0 {
+        return false;
+    }
+    // The bytes beyond what is visible are shifted out of both.
+    let shift = 8 * (8 - seen as u32);
+    (first << (shift & 63)) == (START << (shift & 63))
 }
 
 /// Whether any byte of `w` is a line feed.
@@ -94,27 +107,33 @@ pub fn empty_line_end(before: u64, w: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn first(text: &[u8]) -> (u32, u64) {
-        let mut b = [0; 4];
-        let n = text.len().min(4);
+    fn first(text: &[u8]) -> (u64, u64) {
+        let mut b = [0; 8];
+        let n = text.len().min(8);
         b[..n].copy_from_slice(&text[..n]);
-        (u32::from_le_bytes(b), n as u64)
+        (u64::from_le_bytes(b), n as u64)
     }
 
     #[test]
     fn requests_and_responses_are_told_apart() {
-        for text in ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x"] {
+        for text in ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x", "X /x", "GE"] {
             let (w, n) = first(text.as_bytes());
             assert!(may_begin_request(w, n), "{text}");
         }
-        for text in ["HTTP/1.1 200", "get /", "\x16\x03\x01", "R\0\0\0", "{\"a\"", ""] {
+        for text in ["HTTP/1.1 200", "get /", "\x16\x03\x01", "R\0\0\0", "{\"a\"", "", "Ge", "X\n"] {
             let (w, n) = first(text.as_bytes());
             assert!(!may_begin_request(w, n), "{text}");
         }
-        let (w, n) = first(b"HTTP/1.0 404");
-        assert!(may_begin_response(w, n) && !begins_known_method(w));
-        assert!(begins_known_method(first(b"PATCH /").0));
-        assert!(!begins_known_method(first(b"VALUE k").0));
+        for text in ["HTTP/1.0 404", "HTTP/1.", "HTTP/", "H"] {
+            let (w, n) = first(text.as_bytes());
+            assert!(may_begin_response(w, n), "{text}");
+        }
+        for text in ["HTTPS is", "HTTP/2 200", "Hello", "", "GET / HTTP/1.1"] {
+            let (w, n) = first(text.as_bytes());
+            assert!(!may_begin_response(w, n), "{text}");
+        }
+        assert!(begins_known_method(first(b"PATCH /").0 as u32));
+        assert!(!begins_known_method(first(b"VALUE k").0 as u32));
     }
 
     /// The word-wise search against a plain search for the four bytes, at every position and split.

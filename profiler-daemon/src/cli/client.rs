@@ -220,7 +220,7 @@ pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
 }
 
 /// One request as a text tree, with its profile if there is one; with `--json` the record.
-pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
+pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, ClientError> {
     let id = valid(id)?;
     let path = format!("/api/v1/requests/{id}");
     let raw = fetch(options, &path, &[])?;
@@ -237,7 +237,8 @@ pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
     }
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
-        let tree = fetch(options, &format!("{path}/profile"), &[("format", "text".to_owned())])?;
+        let query = [("format", "text".to_owned()), ("view", view.to_owned())];
+        let tree = fetch(options, &format!("{path}/profile"), &query)?;
         out.push(b'\n');
         out.extend(tree);
     }

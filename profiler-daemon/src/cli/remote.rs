@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use super::args::{ExportArgs, RequestsArgs, RoutesArgs, ServerArgs, ShowArgs, TargetsArgs};
 use super::client::{self, ClientError, ClientOptions, ExportQuery, ExportSource, RequestsQuery};
 use super::{CliError, ExitCode, output};
+use crate::config::Span;
 
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
@@ -22,15 +23,19 @@ fn options(server: &ServerArgs, json: bool) -> ClientOptions {
     ClientOptions { url: server.url.clone(), json, color }
 }
 
+fn duration(span: Span) -> String {
+    humantime::format_duration(span.get()).to_string().replace(' ', "")
+}
+
 pub fn requests(args: &RequestsArgs) -> Result<ExitCode, CliError> {
     let query = RequestsQuery {
         service: args.service.clone(),
         route: args.route.clone(),
         method: args.method.clone(),
         status: args.status.map(|s| s.to_string()),
-        pid: args.pid.map(|p| p.get()),
-        min_duration: args.min_duration.as_ref().map(ToString::to_string),
-        max_duration: args.max_duration.as_ref().map(ToString::to_string),
+        pid: args.pid.clone().map(|p| p.get()),
+        min_duration: args.min_duration.clone().map(duration),
+        max_duration: args.max_duration.clone().map(duration),
         since: args.window.since.map(|t| t.to_string()),
         until: args.window.until.map(|t| t.to_string()),
         sort: Some(args.sort.clone()),
@@ -71,7 +76,7 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
     };
     let query = ExportQuery {
         source,
-        format: args.format.as_ref().map(|f| f.get().name().to_owned()),
+        format: args.format.clone().map(|f| f.get().name().to_owned()),
         view: Some(args.view.name().to_owned()),
         output: Some(args.output.clone()),
     };

@@ -360,7 +360,7 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
     };
     let limit = async {
         match &args.duration {
-            Some(span) => tokio::time::sleep(span.get()).await,
+            Some(span) => tokio::time::sleep(span.clone().get()).await,
             None => std::future::pending().await,
         }
     };

@@ -362,7 +362,7 @@ impl Manager {
             }
             Err(error) => {
                 settled &= !matches!(error, PythonError::NotStarted | PythonError::Memory(_));
-                let version = python::version(pid, &maps).ok().flatten().map(|v| v.to_string());
+                let version = python::locate(pid, &maps).ok().flatten().map(|found| found.version.to_string());
                 (Runtime { name: "python", version }, Feature::missing(error.to_string()))
             }
         };

@@ -136,6 +136,8 @@ impl PythonTarget {
         target.tss_block = self.tss_block;
         target.loop_start = self.interpreter_loop.start;
         target.loop_end = self.interpreter_loop.end;
+        let cold = self.interpreter_cold.clone().unwrap_or_default();
+        (target.cold_start, target.cold_end) = (cold.start, cold.end);
         target.python = self.offsets;
     }
 }

@@ -387,6 +387,8 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
             reserved: 0,
             loop_start: 0,
             loop_end: 0,
+            cold_start: 0,
+            cold_end: 0,
             python: NO_PYTHON,
         };
         if TARGETS.insert(ids.pid, target, 0).is_err() {

@@ -30,6 +30,8 @@ struct Captured<const ROOM: usize> {
     bytes: [u8; ROOM],
 }
 
+/// Bytes of another protocol that are captured: enough to tell TLS and HTTP/2 from the rest.
+const FOREIGN_MAX: u64 = 24;
 const SMALL: usize = 256;
 const MEDIUM: usize = 1024;
 const LARGE: usize = HEAD_MAX;
@@ -46,7 +48,10 @@ pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: b
         if conn.flags & connection_flags::HTTP == 0 {
             return left; // the server speaks first: not HTTP, and the client's first bytes will say so
         }
-        conn.in_state = connection_state::RESPONDED;
+        // While a request's head is still arriving, what is sent answers an earlier one.
+        if conn.in_state != connection_state::HEAD || conn.flags & connection_flags::HELD == 0 {
+            conn.in_state = connection_state::RESPONDED;
+        }
         if conn.out_state != connection_state::HEAD && may_begin_response(first, left) {
             conn.out_state = connection_state::HEAD;
             conn.window_out = 0;
@@ -67,22 +72,22 @@ pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: b
     }
 }
 
-/// The first bytes, at most four, in the low bytes.
+/// The first bytes, at most eight, in the low bytes.
 #[inline(always)]
-fn first_bytes(address: u64, left: u64) -> u32 {
-    let mut first = 0u32;
-    let size = if left >= 4 { 4 } else { left as u32 & 3 };
+fn first_bytes(address: u64, left: u64) -> u64 {
+    let mut first = 0u64;
+    let size = if left >= 8 { 8 } else { left as u32 & 7 };
     if address == 0 || size == 0 {
         return 0;
     }
-    // SAFETY: a local of four bytes, and size is at most 4.
+    // SAFETY: a local of eight bytes, and size is at most 8.
     let _ = unsafe { read_user((&raw mut first).cast(), size, address) };
     first
 }
 
 /// What incoming bytes mean for the connection; whether they are to be captured.
 #[inline(always)]
-fn begin_in(flow: &Flow, conn: &mut Connection, first: u32, left: u64, bits: &mut u16) -> bool {
+fn begin_in(flow: &Flow, conn: &mut Connection, first: u64, left: u64, bits: &mut u16) -> bool {
     if conn.flags & connection_flags::UNSEEN != 0 {
         *bits |= flags::UNSEEN_ACCEPT;
     }
@@ -90,6 +95,12 @@ fn begin_in(flow: &Flow, conn: &mut Connection, first: u32, left: u64, bits: &mu
         return true;
     }
     if may_begin_request(first, left) {
+        // After a body that was not followed this may be more of the body: then it is not held.
+        if conn.in_state != connection_state::BODY || conn.offset > 0 {
+            conn.flags |= connection_flags::HELD;
+        } else {
+            conn.flags &= !connection_flags::HELD;
+        }
         if conn.in_state != connection_state::BODY {
             activate(flow, conn);
             *bits |= flags::NEW_ACTIVATION;
@@ -182,7 +193,7 @@ fn with_room<const ROOM: usize>(
     conn: &mut Connection,
     address: u64,
     left: u64,
-    first: u32,
+    first: u64,
     bits: u16,
     last: bool,
 ) -> u64 {
@@ -205,8 +216,8 @@ fn with_room<const ROOM: usize>(
         (&raw mut (*record).data).write(data(flow, conn, left, bits, 0));
         let bytes = (&raw mut (*record).bytes).cast::<u8>();
         let mut size = left;
-        if conn.flags & connection_flags::IGNORED != 0 && size > 8 {
-            size = 8;
+        if conn.flags & connection_flags::IGNORED != 0 && size > FOREIGN_MAX {
+            size = FOREIGN_MAX;
         }
         if size > ROOM as u64 {
             size = ROOM as u64;
@@ -256,7 +267,7 @@ fn with_room<const ROOM: usize>(
             }
             let rest = left - end;
             let next = first_bytes(address + end, rest);
-            if rest >= 4 && if incoming { may_begin_request(next, 4) } else { may_begin_response(next, 4) } {
+            if rest > 0 && if incoming { may_begin_request(next, rest) } else { may_begin_response(next, rest) } {
                 covered = end;
             }
         } else if size < left {
@@ -287,10 +298,10 @@ fn with_room<const ROOM: usize>(
 
 /// The last four bytes of a head so far, after `left` more (which begin with `first`).
 #[inline(always)]
-fn slide(window: u32, first: u32, address: u64, left: u64) -> u32 {
+fn slide(window: u32, first: u64, address: u64, left: u64) -> u32 {
     if left < 4 {
         let bits = 8 * (left as u32 & 3);
-        return (window >> bits) | (first << ((32 - bits) & 31));
+        return (window >> bits) | ((first as u32) << ((32 - bits) & 31));
     }
-    first_bytes(address + left - 4, 4)
+    first_bytes(address + left - 4, 4) as u32
 }
