@@ -9,7 +9,6 @@ mod toolchain;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -23,11 +22,18 @@ enum Command {
     Test(testing::Options),
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let succeeded = match Command::parse() {
         Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),
-    }?;
-    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
+    match succeeded {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
