@@ -118,8 +118,16 @@ fn remaps(toolchain: &Toolchain) -> Result<Vec<(PathBuf, &'static str)>> {
             Path::new(package["manifest_path"].as_str()?).parent()?.parent().map(Path::to_owned)
         })
         .collect();
-    let mut remaps = vec![(sh::root(), "/reqprof"), (toolchain.library.clone(), "/rust/library")];
-    remaps.extend(registries.into_iter().map(|dir| (dir, "/registry")));
+    let root = sh::root();
+    let mut remaps = vec![(root.clone(), "/reqprof")];
+    let library = [(toolchain.library.clone(), "/rust/library")];
+    for (dir, name) in library.into_iter().chain(registries.into_iter().map(|dir| (dir, "/registry"))) {
+        // Cargo gives rustc relative paths for what lies inside the workspace, as `target/bpf-toolchain` does.
+        if let Ok(inside) = dir.strip_prefix(&root) {
+            remaps.push((inside.to_owned(), name));
+        }
+        remaps.push((dir, name));
+    }
     Ok(remaps)
 }
 

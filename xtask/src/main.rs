@@ -13,7 +13,6 @@ mod toolchain;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -32,13 +31,20 @@ enum Command {
     Test(testing::Options),
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let succeeded = match Command::parse() {
         Command::Bench(command) => bench::run(&command).map(|()| true),
         Command::Demo(options) => demo::run(&options).map(|()| true),
         Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),
-    }?;
-    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
+    match succeeded {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
