@@ -125,7 +125,7 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
     let shape =
         Shape { pairs, slice, connections: WORKERS, path: PATH.into(), deadline: Instant::now() + limit };
     let bench = Bench { install, tools, peers, shape };
-    let pages = databases.into_iter().map(|database| bench.page(database)).collect::<Result<Vec<_>>>()?;
+    let pages: Vec<Page> = databases.into_iter().map(|database| bench.page(database)).collect();
 
     let method = format!(
         "`{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections, {pairs} pairs of {slice:?} each. \
@@ -133,10 +133,12 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
     );
     let (title, body) = (report::title(), report::render(&method, &pages));
     println!("## {title}\n\n{body}");
-    match &options.write {
-        Some(file) => write_document(&sh::root().join(file), &title, &body),
-        None => Ok(()),
+    if let Some(file) = &options.write {
+        write_document(&sh::root().join(file), &title, &body)?;
     }
+    let failures: usize = pages.iter().map(Page::failures).sum();
+    ensure!(failures == 0, "{failures} of the measurements failed; their rows say why");
+    Ok(())
 }
 
 struct Bench {
@@ -147,8 +149,17 @@ struct Bench {
 }
 
 impl Bench {
-    fn page(&self, database: Database) -> Result<Page> {
+    /// A database that does not start must not cost the other page's figures.
+    fn page(&self, database: Database) -> Page {
         eprintln!("Page backed by {}:", database.title());
+        let mut page = Page { title: database.title().into(), rows: Vec::new(), probes: Vec::new() };
+        if let Err(reason) = explained(self.measure(database, &mut page)) {
+            page.rows.push(("the page itself", Err(reason)));
+        }
+        page
+    }
+
+    fn measure(&self, database: Database, page: &mut Page) -> Result<()> {
         // The cluster outlives the servers that are connected to it: locals are dropped last to first.
         let (_cluster, url) = match database {
             Database::Sqlite => (None, self.install.sqlite()?),
@@ -162,7 +173,6 @@ impl Bench {
         let site = self.serve(&url, None)?;
         slices::drive(&site, &self.shape, self.shape.slice)?;
 
-        let mut page = Page { title: database.title().into(), rows: Vec::new(), probes: Vec::new() };
         for peer in &self.peers {
             eprintln!("  {} …", peer.label());
             let outcome = match peer.middleware() {
@@ -175,7 +185,7 @@ impl Bench {
                 page.probes.push((peer.label(), explained(time)));
             }
         }
-        Ok(page)
+        Ok(())
     }
 
     fn middleware(&self, peer: Peer, name: &str, plain: &Site, url: &str) -> Result<Outcome> {

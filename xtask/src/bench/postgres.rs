@@ -95,10 +95,16 @@ fn newest_programs() -> Result<PathBuf> {
 /// A folder that `user` owns and can get to: under `home`, or, when a parent is closed to others (a checkout below
 /// /root), in the system's folder for temporary files.
 fn reachable_folder(home: &Path, user: &User) -> Result<PathBuf> {
-    let name = format!("postgres-{}", std::process::id());
     let open = |folder: &Path| folder.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
-    let parent = if home.ancestors().all(open) { home.to_path_buf() } else { std::env::temp_dir() };
-    let folder = parent.join(name);
+    let folder = if home.ancestors().all(open) {
+        home.join("postgres")
+    } else {
+        std::env::temp_dir().join(format!("reqprof-bench-postgres-{}", std::process::id()))
+    };
+    // What a run that was killed left behind; in the shared folder the name is new.
+    if folder.starts_with(home) && folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
     fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
     chown(&folder, Some(user.uid), Some(user.gid))

@@ -1,16 +1,16 @@
 //! The time spent inside our BPF programs, as the kernel itself counts it. The counting costs something on every
 //! program run, so it is on only for a slice of its own, never for the ones that are compared.
 
-use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::peer::{Peer, Tools, metric};
 use super::slices::{Shape, drive};
 use crate::site::Site;
 
-const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const METRIC: &str = "reqprof_probe_seconds_total";
 
 pub struct ProbeTime {
@@ -20,24 +20,27 @@ pub struct ProbeTime {
     pub percent_of_core: f64,
 }
 
-/// Turns the kernel's statistics on, and back to what they were when dropped.
+/// Turns the kernel's run-time statistics on as long as it lives (bpf(2), `BPF_ENABLE_STATS`, kernel 5.8). Unlike the
+/// sysctl `kernel.bpf_stats_enabled` this ends with the process, however the process ends.
 struct Counting {
-    before: String,
+    _descriptor: OwnedFd,
 }
 
 impl Counting {
     fn start() -> Result<Self> {
-        let before = fs::read_to_string(SWITCH).with_context(|| format!("cannot read {SWITCH}"))?;
-        fs::write(SWITCH, "1").with_context(|| format!("cannot write {SWITCH}"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(SWITCH, self.before.trim()) {
-            eprintln!("warning: cannot restore {SWITCH}: {error}");
-        }
+        /// Both from the kernel's include/uapi/linux/bpf.h.
+        const BPF_ENABLE_STATS: libc::c_long = 32;
+        const BPF_STATS_RUN_TIME: u32 = 0;
+        // The one member of `union bpf_attr` that this command reads: `enable_stats.type`.
+        let attribute = BPF_STATS_RUN_TIME;
+        // SAFETY: the kernel reads as many bytes as it is told, from a number that lives until the call returns.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &attribute, size_of_val(&attribute)) };
+        let Ok(descriptor @ 0..) = i32::try_from(result) else {
+            return Err(io::Error::last_os_error()).context("cannot turn on the kernel's BPF statistics");
+        };
+        // SAFETY: the call returned this descriptor just now, so it is open and nobody else's.
+        Ok(Self { _descriptor: unsafe { OwnedFd::from_raw_fd(descriptor) } })
     }
 }
 
@@ -56,7 +59,9 @@ pub fn measure(
     let report = drive(site, shape, duration)?;
     let after = metric(addr, METRIC)?;
     attached.detach()?;
-    Ok(difference(&before, &after, report.answered(), report.elapsed))
+    let time = difference(&before, &after, report.answered(), report.elapsed);
+    ensure!(time.percent_of_core > 0.0, "reqprof reports no time in {METRIC}");
+    Ok(time)
 }
 
 fn difference(
@@ -78,7 +83,20 @@ fn difference(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
+
+    #[test]
+    fn the_kernels_statistics_can_be_turned_on_where_allowed() {
+        match Counting::start() {
+            Ok(counting) => assert!(counting._descriptor.as_raw_fd() >= 0),
+            Err(error) => {
+                let refused = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+                assert_eq!(refused, Some(libc::EPERM), "{error:#}");
+            }
+        }
+    }
 
     #[test]
     fn counters_become_time_per_request() {

@@ -16,6 +16,13 @@ pub struct Page {
     pub probes: Vec<(&'static str, Result<ProbeTime, String>)>,
 }
 
+impl Page {
+    pub fn failures(&self) -> usize {
+        let rows = self.rows.iter().filter(|(_, outcome)| outcome.is_err()).count();
+        rows + self.probes.iter().filter(|(_, time)| time.is_err()).count()
+    }
+}
+
 /// The heading under which a run on this machine today is filed.
 pub fn title() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -158,6 +165,7 @@ mod tests {
             rows: vec![("good", Ok(outcome)), ("bad", Err("a | b\nmore".into()))],
             probes: Vec::new(),
         };
+        assert_eq!(page.failures(), 1);
         let text = render("How.", &[page]);
         let expected = "| good | 10.00 → 10.20 ms | **1.020 (1.010 to 1.030)** | 0.980 (n=3) | 20.0 → 21.0 ms | 1.2 % | 64 MiB | – |\n\
                         | bad | not measured: a / b | | | | | | |\n";
