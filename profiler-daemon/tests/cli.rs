@@ -69,16 +69,39 @@ fn help_and_version_go_to_stdout() {
         assert!(output.stderr.is_empty() && !output.stdout.is_empty(), "{arguments:?}");
     }
     let help = reqprof(&["--help"]);
-    for command in
-        ["daemon", "record", "requests", "routes", "targets", "show", "export", "doctor", "check-config", "completions", "man"]
-    {
+    for command in [
+        "daemon",
+        "record",
+        "requests",
+        "routes",
+        "targets",
+        "show",
+        "export",
+        "doctor",
+        "check-config",
+        "completions",
+        "man",
+    ] {
         assert!(stdout(&help).contains(&format!("\n  {command} ")), "{command}");
     }
     assert!(!stdout(&help).contains("replay"), "hidden");
     let record = reqprof(&["record", "--help"]);
     for flag in [
-        "-p, --pid", "-a, --all", "--comm", "--exe", "--port", "--route", "-F, --freq", "[aliases: --rate]",
-        "--listen", "--store ", "--prof-path", "--prof-file", "--format", "-d, --duration", "-o, --output",
+        "-p, --pid",
+        "-a, --all",
+        "--comm",
+        "--exe",
+        "--port",
+        "--route",
+        "-F, --freq",
+        "--rate]",
+        "--listen",
+        "--store ",
+        "--prof-path",
+        "--prof-file",
+        "--format",
+        "-d, --duration",
+        "-o, --output",
     ] {
         assert!(stdout(&record).contains(flag), "{flag} in\n{}", stdout(&record));
     }
@@ -97,7 +120,8 @@ fn check_config_names_file_line_and_reason() {
     fs::write(&file, "# comment\nfreq: 99\nstore:\n  max_sise: 1GiB\n").expect("written");
     let output = reqprof(&["check-config", path]);
     assert_eq!(code(&output), 2);
-    let expected = format!("error: {path}:4:3: unknown key `max_sise` in `store`; did you mean `max_size`?\n");
+    let expected =
+        format!("error: {path}:4:3: unknown key `max_sise` in `store`; did you mean `max_size`?\n");
     assert_eq!(stderr(&output), expected, "no colours without a terminal");
 
     let output = reqprof(&["--color=always", "check-config", path]);
@@ -106,7 +130,11 @@ fn check_config_names_file_line_and_reason() {
     fs::write(&file, "freq: 12000\n").expect("written");
     let output = reqprof(&["check-config", path]);
     assert_eq!(code(&output), 2);
-    assert!(stderr(&output).starts_with(&format!("error: {path}:1:7: freq: `12000`: ")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with(&format!("error: {path}:1:7: freq: `12000`: ")),
+        "{}",
+        stderr(&output)
+    );
 
     let output = reqprof(&["check-config", "/no/such/file"]);
     assert_eq!(code(&output), 2);

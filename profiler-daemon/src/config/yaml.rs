@@ -78,8 +78,11 @@ fn reason(e: &serde_yaml::Error) -> String {
 
 /// Says an unknown key in our own words: which keys are meant, not all that there are.
 fn explain(reason: &str) -> String {
-    let Some((prefix, rest)) = reason.split_once("unknown field `") else { return one_line(reason) };
-    let Some((key, rest)) = rest.split_once('`') else { return one_line(reason) };
+    let unknown = reason.split_once("unknown field `").and_then(|(place, rest)| {
+        let (key, known) = rest.split_once("`, expected ")?;
+        Some((place, key, known))
+    });
+    let Some((prefix, key, rest)) = unknown else { return one_line(reason) };
     // Quoted words at odd places: expected one of `a`, `b`.
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
     let mut near: Vec<(usize, &str)> = known.iter().map(|k| (distance(key, k), *k)).collect();
