@@ -421,7 +421,10 @@ mod tests {
              --store /s --store-max-size 1GiB --store-max-age 1d --prof-path /p --prof-file {id} --min-duration 5ms",
         );
         let Selection::Only(selectors) = &config.selection else { panic!("{config:?}") };
-        assert_eq!((selectors.pids.as_slice(), selectors.ports.as_slice()), ([17, 18].as_slice(), [80].as_slice()));
+        assert_eq!(
+            (selectors.pids.as_slice(), selectors.ports.as_slice()),
+            ([17, 18].as_slice(), [80].as_slice())
+        );
         assert!(selectors.comm.matches("nginx") && config.routes.matches("/a/b"));
         assert_eq!((config.freq, config.listen.to_string().as_str()), (49, "[::1]:1"));
         assert_eq!((config.store.dir.to_str(), config.store.max_size), (Some("/s"), 1 << 30));
@@ -433,7 +436,8 @@ mod tests {
 
     #[test]
     fn record_takes_a_duration_a_directory_and_a_command() {
-        let Ok(Command::Record(args)) = parse("reqprof record -d 30s -o out -p 1 -- gunicorn -w 4 shop:app") else {
+        let Ok(Command::Record(args)) = parse("reqprof record -d 30s -o out -p 1 -- gunicorn -w 4 shop:app")
+        else {
             panic!("record")
         };
         assert_eq!(args.duration.clone().map(Span::get), Some(Duration::from_secs(30)));
@@ -465,7 +469,9 @@ mod tests {
 
     #[test]
     fn sort_takes_a_minus() {
-        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5") else { panic!() };
+        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5") else {
+            panic!()
+        };
         assert_eq!((args.sort.as_str(), args.limit), ("-duration", 5));
         assert!(parse("reqprof requests --sort size").is_err());
         assert!(parse("reqprof requests --limit 0").is_err());

@@ -14,7 +14,7 @@ use crate::export::Template;
 
 /// The file's keys. Those that are flags too have the flag's name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping")]
 pub struct RawConfig {
     pub pid: Option<Vec<Pid>>,
     pub all: Option<bool>,
@@ -38,7 +38,7 @@ pub struct RawConfig {
 
 /// The key `store`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a mapping")]
 pub struct RawStore {
     pub dir: Option<PathBuf>,
     pub max_size: Option<Size>,
@@ -47,7 +47,7 @@ pub struct RawStore {
 
 /// An entry of `route_patterns`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
 pub struct RawRoutePattern {
     /// Absent = every service.
     pub service: Option<ServiceName>,

@@ -3,6 +3,7 @@
 //! In: a path. Out: a [`RawConfig`], or an error that names the file, the line, the column and the reason; also
 //! for values that are out of range, for unknown keys and for rules that only the whole configuration can break.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -46,13 +47,26 @@ impl Source {
     pub(super) fn parse(&self) -> Result<RawConfig, ConfigError> {
         match serde_yaml::from_str::<Option<RawConfig>>(&self.text) {
             Ok(raw) => Ok(raw.unwrap_or_default()),
-            Err(e) => Err(self.error(&e, &explain(&reason(&e)))),
+            Err(e) => {
+                let reason = reason(&e);
+                // A key that stands there twice is noticed when the mapping ends; the second is the one to show.
+                match reason.strip_prefix("duplicate field `").and_then(|r| r.strip_suffix('`')) {
+                    Some(key) => Err(self.locate(key, 2, reason.clone())),
+                    None => Err(self.error(&e, &explain(&reason))),
+                }
+            }
         }
     }
 
     /// An error about a top-level key of this file.
     pub(super) fn error_at(&self, key: &str, reason: String) -> ConfigError {
-        match (Locate { key }).deserialize(serde_yaml::Deserializer::from_str(&self.text)) {
+        self.locate(key, 1, reason)
+    }
+
+    /// An error at the nth occurrence of a top-level key.
+    fn locate(&self, key: &str, nth: usize, reason: String) -> ConfigError {
+        let found = Locate { key, left: Cell::new(nth) };
+        match found.deserialize(serde_yaml::Deserializer::from_str(&self.text)) {
             Err(e) => self.error(&e, &reason),
             Ok(()) => ConfigError::File { path: self.path.clone(), reason },
         }
@@ -78,13 +92,18 @@ fn reason(e: &serde_yaml::Error) -> String {
 
 /// Says an unknown key in our own words: which keys are meant, not all that there are.
 fn explain(reason: &str) -> String {
-    let Some((prefix, rest)) = reason.split_once("unknown field `") else { return one_line(reason) };
-    let Some((key, rest)) = rest.split_once('`') else { return one_line(reason) };
+    let unknown = reason.split_once("unknown field `").and_then(|(place, rest)| {
+        let (key, known) = rest.split_once("`, expected ")?;
+        Some((place, key, known))
+    });
+    let Some((prefix, key, rest)) = unknown else { return one_line(reason) };
     // Quoted words at odd places: expected one of `a`, `b`.
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
     let mut near: Vec<(usize, &str)> = known.iter().map(|k| (distance(key, k), *k)).collect();
     near.sort();
-    near.retain(|(d, k)| *d <= 2 || k.starts_with(key) || key.starts_with(k));
+    near.retain(|(d, k)| {
+        *d <= 2 && *d < key.len() || key.len() >= 3 && (k.starts_with(key) || key.starts_with(k))
+    });
     near.truncate(3);
     let listed = |names: &[&str]| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
     let help = if near.is_empty() {
@@ -128,6 +147,8 @@ fn distance(a: &str, b: &str) -> usize {
 /// Walks to a key and fails there, so that the parser tells where it is.
 struct Locate<'a> {
     key: &'a str,
+    /// Occurrences to go.
+    left: Cell<usize>,
 }
 
 impl<'de> DeserializeSeed<'de> for Locate<'_> {
@@ -145,16 +166,14 @@ impl<'de> Visitor<'de> for Locate<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(FailAt { key: self.key })?.is_some() {
+        while map.next_key_seed(FailAt(&self))?.is_some() {
             map.next_value::<IgnoredAny>()?;
         }
         Ok(())
     }
 }
 
-struct FailAt<'a> {
-    key: &'a str,
-}
+struct FailAt<'a>(&'a Locate<'a>);
 
 impl<'de> DeserializeSeed<'de> for FailAt<'_> {
     type Value = ();
@@ -171,6 +190,13 @@ impl Visitor<'_> for FailAt<'_> {
     }
 
     fn visit_str<E: Error>(self, key: &str) -> Result<(), E> {
-        if key == self.key { Err(E::custom("here")) } else { Ok(()) }
+        let Locate { key: wanted, left } = self.0;
+        if key == *wanted {
+            left.set(left.get().saturating_sub(1));
+            if left.get() == 0 {
+                return Err(E::custom("here"));
+            }
+        }
+        Ok(())
     }
 }

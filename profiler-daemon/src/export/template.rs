@@ -21,7 +21,7 @@ pub enum TemplateError {
     Brace(char),
     #[error("{0:?} is not allowed in a file name here; only letters, digits, `.`, `_` and `-` are")]
     Character(char),
-    #[error("unknown field `{{{0}}}`; fields are {known}", known = FIELDS.map(|(name, _)| name).join(", "))]
+    #[error("unknown field `{{{0}}}`; fields are {names}", names = field_names())]
     Field(String),
     #[error("format specification `{spec}` of `{{{field}}}`: {reason}")]
     Spec { field: String, spec: String, reason: &'static str },
@@ -51,6 +51,10 @@ const FIELDS: [(&str, Field); 9] = [
     ("service", Field::Service),
     ("id", Field::Id),
 ];
+
+fn field_names() -> String {
+    FIELDS.map(|(name, _)| name).join(", ")
+}
 
 impl Field {
     fn is_text(self) -> bool {

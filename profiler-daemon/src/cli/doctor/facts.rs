@@ -176,7 +176,8 @@ mod tests {
         assert_eq!(image.python.as_deref(), Some("3.11"));
         let shared = "7f00-7f01 r-xp 00000000 fe:01 13 /opt/lib/libpython3.12.so.1.0\n";
         assert_eq!(from_maps("/opt/bin/uwsgi".into(), shared).python.as_deref(), Some("3.12"));
-        let none = from_maps("/usr/sbin/static".into(), "5555-5556 r-xp 00000000 fe:01 12 /usr/sbin/static\n");
+        let none =
+            from_maps("/usr/sbin/static".into(), "5555-5556 r-xp 00000000 fe:01 12 /usr/sbin/static\n");
         assert_eq!((none.libc, none.python), (None, None));
     }
 

@@ -65,7 +65,11 @@ fn kernel(facts: &Facts) -> Check {
     match (numbers.next().flatten(), numbers.next().flatten()) {
         (Some(major), Some(minor)) if (major, minor) >= MIN_KERNEL => ok(name, &facts.release),
         (Some(_), Some(_)) => fail(name, format!("{} is too old", facts.release), "use Linux 5.10 or later"),
-        _ => warn(name, format!("{} is no version that can be read", facts.release), "check that it is 5.10 or later"),
+        _ => warn(
+            name,
+            format!("{} is no version that can be read", facts.release),
+            "check that it is 5.10 or later",
+        ),
     }
 }
 
@@ -98,7 +102,12 @@ fn capabilities(effective: Option<u64>) -> Vec<Check> {
         ("CAP_BPF", has(BPF) || has(SYS_ADMIN), "to load the kernel side", true),
         ("CAP_PERFMON", has(PERFMON) || has(SYS_ADMIN), "to sample CPUs and attach probes", true),
         ("CAP_SYS_ADMIN", has(SYS_ADMIN), "to attach uprobes through the perf PMU", true),
-        ("CAP_SYS_PTRACE", has(SYS_PTRACE), "to read code objects and mappings of other users' processes", true),
+        (
+            "CAP_SYS_PTRACE",
+            has(SYS_PTRACE),
+            "to read code objects and mappings of other users' processes",
+            true,
+        ),
         ("CAP_DAC_READ_SEARCH", has(DAC_READ_SEARCH), "to read other users' binaries", false),
         ("CAP_SYSLOG", has(SYSLOG), "to see addresses of kernel symbols", false),
     ]
@@ -106,7 +115,9 @@ fn capabilities(effective: Option<u64>) -> Vec<Check> {
     .map(|(name, there, why, required)| match (there, required) {
         (true, _) => ok(name, "held"),
         (false, true) => fail(name, format!("missing; needed {why}"), "run as root, or grant it in the unit"),
-        (false, false) => warn(name, format!("missing; needed {why}"), "run as root, or grant it in the unit"),
+        (false, false) => {
+            warn(name, format!("missing; needed {why}"), "run as root, or grant it in the unit")
+        }
     })
     .collect()
 }
@@ -114,12 +125,16 @@ fn capabilities(effective: Option<u64>) -> Vec<Check> {
 fn paranoid(facts: &Facts) -> Check {
     let name = "perf_event_paranoid";
     match (facts.perf_event_paranoid, facts.cpu_clock) {
-        (None, _) => fail(name, "not there: the kernel has no perf events", "use a kernel with CONFIG_PERF_EVENTS=y"),
+        (None, _) => {
+            fail(name, "not there: the kernel has no perf events", "use a kernel with CONFIG_PERF_EVENTS=y")
+        }
         (Some(level), Ok(())) => ok(name, format!("{level}, and sampling is allowed")),
         // Debian's 3 and Ubuntu's 4 refuse in spite of CAP_PERFMON.
-        (Some(level), Err(_)) if level >= 3 => {
-            fail(name, format!("{level} forbids sampling"), "sysctl kernel.perf_event_paranoid=2, or run as root")
-        }
+        (Some(level), Err(_)) if level >= 3 => fail(
+            name,
+            format!("{level} forbids sampling"),
+            "sysctl kernel.perf_event_paranoid=2, or run as root",
+        ),
         (Some(level), Err(_)) => warn(name, format!("{level}, yet sampling is refused"), "see CPU sampling"),
     }
 }
@@ -127,7 +142,11 @@ fn paranoid(facts: &Facts) -> Check {
 fn kernel_symbols(facts: &Facts) -> Check {
     let name = "kptr_restrict";
     match facts.kptr_restrict {
-        Some(2) => warn(name, "2 hides kernel symbols; kernel frames stay without names", "sysctl kernel.kptr_restrict=1"),
+        Some(2) => warn(
+            name,
+            "2 hides kernel symbols; kernel frames stay without names",
+            "sysctl kernel.kptr_restrict=1",
+        ),
         Some(level) => ok(name, level.to_string()),
         None => warn(name, "cannot be read", "mount /proc"),
     }
@@ -160,7 +179,11 @@ fn namespace(facts: &Facts) -> Check {
 fn uprobe(facts: &Facts) -> Check {
     match facts.uprobe {
         Some(number) => ok("uprobes", format!("perf PMU {number}")),
-        None => fail("uprobes", "the kernel has no uprobe PMU", "use a kernel with CONFIG_UPROBE_EVENTS=y, and mount /sys"),
+        None => fail(
+            "uprobes",
+            "the kernel has no uprobe PMU",
+            "use a kernel with CONFIG_UPROBE_EVENTS=y, and mount /sys",
+        ),
     }
 }
 
@@ -201,21 +224,27 @@ fn store(store: &StoreFacts) -> Vec<Check> {
     let directory = match &store.directory {
         Err(reason) => fail(name, format!("{path}: {reason}"), "name another with --store"),
         Ok(None) => ok(name, format!("{path} will be made")),
-        Ok(Some(d)) if !d.is_dir => fail(name, format!("{path} is not a directory"), "name another with --store"),
+        Ok(Some(d)) if !d.is_dir => {
+            fail(name, format!("{path} is not a directory"), "name another with --store")
+        }
         Ok(Some(d)) if d.uid != 0 && d.uid != store.our_user => {
             fail(name, format!("{path} belongs to user {}", d.uid), format!("chown root {path}"))
         }
-        Ok(Some(d)) if d.mode & 0o022 != 0 => {
-            fail(name, format!("{path} has mode {:04o}: others may write", d.mode), format!("chmod 0700 {path}"))
-        }
+        Ok(Some(d)) if d.mode & 0o022 != 0 => fail(
+            name,
+            format!("{path} has mode {:04o}: others may write", d.mode),
+            format!("chmod 0700 {path}"),
+        ),
         Ok(Some(d)) => ok(name, format!("{path}, mode {:04o}", d.mode)),
     };
     let mib = |bytes: u64| bytes >> 20;
     let disk = match &store.free {
         Err(reason) => warn("disk space", format!("{path}: {reason}"), "name another directory with --store"),
-        Ok(free) if *free < MIN_FREE => {
-            warn("disk space", format!("only {} MiB free", mib(*free)), "free some, or name another with --store")
-        }
+        Ok(free) if *free < MIN_FREE => warn(
+            "disk space",
+            format!("only {} MiB free", mib(*free)),
+            "free some, or name another with --store",
+        ),
         Ok(free) => ok("disk space", format!("{} MiB free", mib(*free))),
     };
     let daemon = match store.user {

@@ -128,7 +128,9 @@ pub fn foreign_memory() -> Option<Result<(), Errno>> {
     let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
     // SAFETY: the local vector describes `bytes`, which outlives the call; the remote one is only an address in
     // the other process, which the kernel checks.
-    let read = unsafe { libc::process_vm_readv(parent as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0) };
+    let read = unsafe {
+        libc::process_vm_readv(parent as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0)
+    };
     Some(if read < 0 { Err(last_errno()) } else { Ok(()) })
 }
 

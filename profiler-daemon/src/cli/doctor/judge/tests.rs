@@ -87,7 +87,8 @@ fn capabilities_are_bits() {
     // CAP_SYS_ADMIN (21) stands in for CAP_BPF (39) and CAP_PERFMON (38).
     let old = 1 << 21 | 1 << 19 | 1 << 2 | 1 << 34;
     assert_eq!(complaints(|f| f.capabilities = Some(old)), []);
-    let names: Vec<_> = complaints(|f| f.capabilities = Some(1 << 38 | 1 << 39)).into_iter().map(|c| (c.0, c.1)).collect();
+    let names: Vec<_> =
+        complaints(|f| f.capabilities = Some(1 << 38 | 1 << 39)).into_iter().map(|c| (c.0, c.1)).collect();
     assert_eq!(
         names,
         [
@@ -137,6 +138,7 @@ fn targets_are_judged_by_what_they_are() {
     assert_eq!(level(image(Some("/libc.so.6"), Some("3.9"))), Level::Warn);
     assert_eq!(level(image(None, None)), Level::Warn);
     assert_eq!(level(Err("no such process".into())), Level::Fail);
-    let hostile = target(&TargetFacts { pid: 17, image: Ok(Image { exe: "/\u{1b}[2J\n".into(), ..Image::default() }) });
+    let hostile =
+        target(&TargetFacts { pid: 17, image: Ok(Image { exe: "/\u{1b}[2J\n".into(), ..Image::default() }) });
     assert!(!hostile.finding.contains(['\u{1b}', '\n']) && hostile.name == "target 17");
 }
