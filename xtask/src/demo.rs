@@ -223,16 +223,22 @@ pub fn ask(addr: SocketAddr, target: &str) -> Result<Value> {
     serde_json::from_slice(&response.body).with_context(|| format!("GET {target} answered no JSON"))
 }
 
-/// The daemon watches every service of the machine; the site's requests are those of its workers.
 fn slowest_of(addr: SocketAddr, workers: &[u32]) -> Result<Slowest> {
-    let answer = ask(addr, "/api/v1/requests?sort=-duration&limit=100")?;
-    let ours = |request: &&Value| request["pid"].as_u64().is_some_and(|pid| workers.contains(&(pid as u32)));
-    let requests = answer["requests"].as_array().context("the list of requests is no list")?;
+    let requests = ask(addr, "/api/v1/requests?sort=-duration&limit=100")?;
+    let routes = ask(addr, "/api/v1/routes")?;
+    pick_slowest(&requests, &routes, workers)
+}
+
+/// From the daemon's two lists, the requests slowest first. The daemon watches every service of the machine; the
+/// site's requests are those of its workers.
+fn pick_slowest(requests: &Value, routes: &Value, workers: &[u32]) -> Result<Slowest> {
+    let ours =
+        |request: &&Value| workers.iter().any(|worker| request["pid"].as_u64() == Some((*worker).into()));
+    let requests = requests["requests"].as_array().context("the list of requests is no list")?;
     let Some(slowest) = requests.iter().find(ours) else {
         bail!("reqprof recorded none of the site's requests");
     };
     let text = |key: &str| slowest[key].as_str().unwrap_or("?").to_owned();
-    let routes = ask(addr, "/api/v1/routes")?;
     let of_service = |route: &&Value| route["service"] == slowest["service"];
     let recorded = routes["routes"].as_array().map_or(0, |routes| {
         routes.iter().filter(of_service).filter_map(|route| route["count"].as_u64()).sum()
@@ -273,4 +279,36 @@ fn stop_kept(file: &Path) -> Result<bool> {
     }
     fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
     Ok(stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_request_is_the_sites_and_not_the_machines() {
+        let request = |id: &str, pid: u32, service: &str| json!({"id": id, "pid": pid, "service": service, "method": "GET", "path": "/x/", "duration_ns": 12_340_000});
+        let requests = json!({"requests": [request("r1", 7, "other"), request("r2", 42, "shop"), request("r3", 41, "shop")]});
+        let routes = json!({"routes": [
+            {"service": "shop", "route": "/", "count": 30},
+            {"service": "other", "route": "/", "count": 500},
+            {"service": "shop", "route": "/x/", "count": 12},
+        ]});
+        let slowest = pick_slowest(&requests, &routes, &[41, 42]).unwrap();
+        assert_eq!((slowest.id.as_str(), slowest.recorded), ("r2", 42));
+        assert_eq!(slowest.title, "GET /x/ (12.3 ms)");
+        assert!(pick_slowest(&requests, &routes, &[8]).is_err());
+        assert!(pick_slowest(&json!({}), &routes, &[41]).is_err());
+    }
+
+    #[test]
+    fn a_kept_demo_that_is_gone_is_forgotten_and_nothing_is_stopped() {
+        let file = std::env::temp_dir().join(format!("reqprof-demo-kept-{}.json", std::process::id()));
+        // Our own pid with another start time: a reused pid must be left alone.
+        let other = identity(Identity { pid: std::process::id(), start_ticks: 0 });
+        fs::write(&file, json!({"site": other, "daemon": other}).to_string()).unwrap();
+        assert!(!stop_kept(&file).unwrap());
+        assert!(!file.exists());
+        assert!(!stop_kept(&file).unwrap());
+    }
 }

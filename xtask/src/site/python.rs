@@ -1,5 +1,5 @@
-//! Finds a CPython 3.11 and makes a virtual environment with it, on machines with pyenv or with Debian's packages; where
-//! there is none, Debian's is installed.
+//! Finds a CPython 3.11 and makes a virtual environment with it: pyenv's or Debian's build, and where there is none,
+//! Debian's package is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
