@@ -237,7 +237,8 @@ pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
     }
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
-        let tree = fetch(options, &format!("{path}/profile"), &[("format", "text".to_owned())])?;
+        let pairs = [("format", "text".to_owned()), ("color", options.color.to_string())];
+        let tree = fetch(options, &format!("{path}/profile"), &pairs)?;
         out.push(b'\n');
         out.extend(tree);
     }
