@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -17,9 +18,10 @@ use super::query::{FILTERS, Params};
 use super::{App, Context, guard, metrics};
 use crate::profile::format::{Format, Subject, render};
 use crate::record::RequestRecord;
-use crate::store::{DropReason, Filter, RequestId};
+use crate::store::{DropReason, Filter, InvalidId, RequestId};
 
 type Answer = Result<Response, ApiError>;
+type PathId = Result<Path<String>, PathRejection>;
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -125,27 +127,33 @@ async fn requests(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     .await
 }
 
-async fn request(State(app): State<Arc<App>>, Path(id): Path<String>, uri: Uri) -> Answer {
+async fn request(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> Answer {
     Params::parse(&uri, &[])?;
-    let id: RequestId = id.parse()?;
+    let id = request_id(id)?;
     work(&app, move |context| Ok(Json(find(context, id)?).into_response())).await
+}
+
+/// What is not even UTF-8 is no id either.
+fn request_id(id: PathId) -> Result<RequestId, ApiError> {
+    let Path(text) = id.map_err(|_| InvalidId)?;
+    Ok(text.parse()?)
 }
 
 fn find(context: &Context, id: RequestId) -> Result<RequestRecord, ApiError> {
     context.store.get(id)?.ok_or_else(|| ApiError::not_found(format!("there is no request {id}")))
 }
 
-async fn request_profile(State(app): State<Arc<App>>, Path(id): Path<String>, uri: Uri) -> Answer {
-    let params = Params::parse(&uri, &[&["format", "view"]])?;
-    let id: RequestId = id.parse()?;
-    let (format, view) = (params.format()?, params.view()?);
+async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> Answer {
+    let params = Params::parse(&uri, &[&["format", "view", "color"]])?;
+    let id = request_id(id)?;
+    let (view, format, color) = (params.view()?, params.format()?, params.color()?);
     work(&app, move |context| {
         let record = find(context, id)?;
         let Some(profile) = context.store.profile(id)? else {
             return Err(ApiError::not_found(format!("no profile is stored for the request {id}")));
         };
         let subject = subject_of(&record);
-        let body = render(&profile, &subject, format, view, false);
+        let body = render(&profile, &subject, format, view, color);
         Ok(document(body, format, &id.to_string()))
     })
     .await
@@ -177,15 +185,16 @@ async fn route_stats(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 }
 
 async fn merged_profile(State(app): State<Arc<App>>, uri: Uri) -> Answer {
-    let params = Params::parse(&uri, &[&FILTERS, &["format", "view"]])?;
-    let (filter, format, view) = (params.filter(now())?, params.format()?, params.view()?);
+    let params = Params::parse(&uri, &[&FILTERS, &["format", "view", "color"]])?;
+    let (filter, view, format) = (params.filter(now())?, params.view()?, params.format()?);
+    let color = params.color()?;
     work(&app, move |context| {
         let merged = context.store.merged(&filter)?;
         if merged.merged == 0 {
             return Err(ApiError::not_found("no stored request with a profile matches"));
         }
         let subject = subject_of_many(&filter, merged.merged, merged.truncated);
-        let body = render(&merged.profile, &subject, format, view, false);
+        let body = render(&merged.profile, &subject, format, view, color);
         let mut response = document(body, format, "merged");
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static("reqprof-merged"), HeaderValue::from(merged.merged));

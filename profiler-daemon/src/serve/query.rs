@@ -101,6 +101,11 @@ impl Params {
         self.get("cursor")
     }
 
+    /// Whether `text` has ANSI colours.
+    pub(super) fn color(&self) -> Result<bool, ApiError> {
+        Ok(self.parsed("color", "true or false", |text| text.parse().ok())?.unwrap_or(false))
+    }
+
     pub(super) fn format(&self) -> Result<Format, ApiError> {
         let name = self.get("format").unwrap_or("tree");
         if let Some(format) = Format::from_name(name) {

@@ -14,7 +14,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::Config;
 use super::counters::Counters;
 use super::filter::clamp;
-use super::schema::with_suffix;
+use super::schema::{self, with_suffix};
 
 /// Rows deleted in one transaction: about 10 ms of work.
 const DELETE_ROWS: usize = 1_024;
@@ -23,9 +23,13 @@ const ROW_BYTES: u64 = 300;
 /// The write-ahead log is moved into the file when it has this size, at most: fewer, longer syncs.
 const MAX_LOG_BYTES: u64 = 8 << 20;
 
+/// The log's index, in memory shared with the readers.
+const SHARED_BYTES: u64 = 64 << 10;
+
 pub(super) struct Retention {
     path: PathBuf,
     max_age: Duration,
+    max_bytes: u64,
     /// For the database file alone.
     max_file_bytes: u64,
     log_bytes: u64,
@@ -36,8 +40,9 @@ impl Retention {
     pub(super) fn new(path: PathBuf, config: &Config, counters: Arc<Counters>) -> Self {
         let log_bytes = (config.max_bytes / 8).min(MAX_LOG_BYTES);
         // A transaction that begins when the log is almost due adds to it, so the log is given twice its size.
-        let max_file_bytes = config.max_bytes.saturating_sub(2 * log_bytes);
-        Self { path, max_age: config.max_age, max_file_bytes, log_bytes, counters }
+        let max_file_bytes = config.max_bytes.saturating_sub(2 * log_bytes + SHARED_BYTES);
+        let (max_age, max_bytes) = (config.max_age, config.max_bytes);
+        Self { path, max_age, max_bytes, max_file_bytes, log_bytes, counters }
     }
 
     pub(super) fn configure(&self, connection: &Connection) -> rusqlite::Result<()> {
@@ -66,6 +71,10 @@ impl Retention {
                 while rows.next()?.is_some() {}
             }
             break;
+        }
+        if self.bytes() > self.max_bytes {
+            // Freed pages are still in the file, and in the log, until the log is moved.
+            truncate_log(connection)?;
         }
         self.counters.bytes.store(self.bytes(), Relaxed);
         Ok(())
@@ -133,6 +142,15 @@ fn last_to_go(connection: &Connection, until: Until) -> rusqlite::Result<Option<
         last = Some((start, row.get(1)?));
     }
     Ok(last)
+}
+
+/// Moves the log into the file and empties it, unless a reader still needs it; then the next batch tries again.
+fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
+    // Waiting for readers is what the writer must not do.
+    connection.busy_timeout(Duration::ZERO)?;
+    let result = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    connection.busy_timeout(schema::BUSY)?;
+    result
 }
 
 fn page_size(connection: &Connection) -> rusqlite::Result<u64> {

@@ -43,6 +43,9 @@ CREATE TABLE heartbeat (beat INTEGER NOT NULL) STRICT;
 INSERT INTO heartbeat VALUES (0);
 ";
 
+/// How long the writer waits for a lock that only another program, such as a person with `sqlite3`, can hold.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+
 pub(super) struct Opened {
     pub connection: Connection,
     pub path: PathBuf,
@@ -105,7 +108,7 @@ fn prepare(path: &Path) -> rusqlite::Result<Result<Connection, String>> {
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW,
     )?;
-    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.busy_timeout(BUSY)?;
     let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
     let fresh = version == 0 && tables == 0;

@@ -59,13 +59,14 @@ pub struct Sender {
     queue: crossbeam_channel::Sender<Message>,
     counters: Arc<Counters>,
     queued_bytes: Arc<AtomicUsize>,
+    max_profile_bytes: usize,
 }
 
 impl Sender {
     /// Queues an entry. `false`: it is dropped, and counted.
     pub fn try_send(&self, mut entry: Entry) -> bool {
         let mut bytes = entry.profile.as_ref().map_or(0, Vec::len);
-        if bytes > MAX_PROFILE_BYTES {
+        if bytes > self.max_profile_bytes {
             self.counters.drop_one(DropReason::ProfileTooLarge);
             (entry.profile, bytes) = (None, 0);
         } else if self.queued_bytes.fetch_add(bytes, Relaxed) + bytes > QUEUE_PROFILE_BYTES {
@@ -110,13 +111,18 @@ impl Writer {
             queued_bytes: Arc::clone(&queued_bytes),
             batch: Vec::with_capacity(BATCH),
             batch_bytes: 0,
+            max_batch_bytes: usize::try_from(config.max_bytes / 16)
+                .map_or(BATCH_PROFILE_BYTES, |share| share.min(BATCH_PROFILE_BYTES)),
             pause: None,
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || worker.run(&receiver))
             .map_err(|source| OpenError::Io { path, source })?;
-        Ok(Self { sender: Sender { queue, counters, queued_bytes }, thread: Some(thread) })
+        // A profile that is most of a small store would only push everything else out.
+        let share = usize::try_from(config.max_bytes / 8).unwrap_or(usize::MAX);
+        let max_profile_bytes = share.min(MAX_PROFILE_BYTES);
+        Ok(Self { sender: Sender { queue, counters, queued_bytes, max_profile_bytes }, thread: Some(thread) })
     }
 
     pub(super) fn sender(&self) -> Sender {
@@ -161,6 +167,7 @@ struct Worker {
     queued_bytes: Arc<AtomicUsize>,
     batch: Vec<Box<Entry>>,
     batch_bytes: usize,
+    max_batch_bytes: usize,
     /// Set while degraded.
     pause: Option<Pause>,
 }
@@ -203,7 +210,7 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
-            let full = self.batch.len() >= BATCH || self.batch_bytes >= BATCH_PROFILE_BYTES;
+            let full = self.batch.len() >= BATCH || self.batch_bytes >= self.max_batch_bytes;
             if full || batch_until.is_some_and(|until| until <= now) {
                 self.write();
                 batch_until = None;

@@ -105,16 +105,17 @@ impl Collector for DurationHistogram {
         let metrics = inner.series.iter().map(|(labels, series)| {
             let mut total = 0;
             let mut buckets = Vec::with_capacity(BUCKETS);
-            for (bound, count) in BOUNDS.iter().chain([&f64::INFINITY]).zip(series.counts) {
+            // Encoders add the bucket of everything by themselves, from the count.
+            for (bound, count) in BOUNDS.iter().zip(series.counts) {
                 total += count;
-                let mut bucket = Bucket::new();
+                let mut bucket = Bucket::default();
                 bucket.set_upper_bound(*bound);
                 bucket.set_cumulative_count(total);
                 buckets.push(bucket);
             }
-            let mut histogram = Histogram::new();
+            let mut histogram = Histogram::default();
             histogram.set_bucket(buckets);
-            histogram.set_sample_count(total);
+            histogram.set_sample_count(series.counts.iter().sum());
             histogram.set_sample_sum(series.sum);
             let mut metric = Metric::from_label(pairs(&self.desc.variable_labels, labels));
             metric.set_histogram(histogram);

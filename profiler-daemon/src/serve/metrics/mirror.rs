@@ -9,8 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::float;
-
 /// Label values are names of our own (reasons, stages, probes); this only guards against a mistake.
 const MAX_SERIES: usize = 1_000;
 
@@ -55,7 +53,7 @@ impl Collector for Mirror {
     fn collect(&self) -> Vec<MetricFamily> {
         let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         let metrics = values.iter().map(|(labels, value)| {
-            let mut counter = Counter::new();
+            let mut counter = Counter::default();
             counter.set_value(*value);
             let mut metric = Metric::from_label(pairs(&self.desc.variable_labels, labels));
             metric.set_counter(counter);
@@ -67,7 +65,7 @@ impl Collector for Mirror {
 
 pub(super) fn pairs(names: &[String], values: &[String]) -> Vec<LabelPair> {
     let pair = |(name, value): (&String, &String)| {
-        let mut pair = LabelPair::new();
+        let mut pair = LabelPair::default();
         pair.set_name(name.clone());
         pair.set_value(value.clone());
         pair
@@ -76,7 +74,7 @@ pub(super) fn pairs(names: &[String], values: &[String]) -> Vec<LabelPair> {
 }
 
 pub(super) fn family(desc: &Desc, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::new();
+    let mut family = MetricFamily::default();
     family.set_name(desc.fq_name.clone());
     family.set_help(desc.help.clone());
     family.set_field_type(kind);
@@ -95,7 +93,7 @@ mod tests {
         mirror.set(&["a"], 7.0);
         mirror.add(&["a"], 1.0);
         for n in 0..2_000 {
-            mirror.set(&[&n.to_string()], float(n));
+            mirror.set(&[&n.to_string()], 1.0);
         }
         let families = mirror.collect();
         let metrics = families[0].get_metric();

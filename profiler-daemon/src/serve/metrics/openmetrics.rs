@@ -46,11 +46,13 @@ fn histogram(out: &mut String, name: &str, metric: &Metric, exemplars: &Exemplar
     };
     let own = if name == NAME { exemplars.get(&LABELS.map(value_of)) } else { None };
     let data = metric.get_histogram();
-    for (i, bucket) in data.get_bucket().iter().enumerate() {
-        let labels = labels(metric, Some(bucket.upper_bound()));
-        let exemplar = own.and_then(|own| own.get(i)).and_then(Option::as_ref).map(exemplar);
-        let count = bucket.cumulative_count();
-        line(out, format_args!("{name}_bucket{labels} {count}{}", exemplar.unwrap_or_default()));
+    let everything = (f64::INFINITY, data.get_sample_count());
+    let buckets =
+        data.get_bucket().iter().map(|b| (b.upper_bound(), b.cumulative_count())).chain([everything]);
+    for (i, (bound, count)) in buckets.enumerate() {
+        let labels = labels(metric, Some(bound));
+        let exemplar = own.and_then(|own| own.get(i)?.as_ref()).map(exemplar).unwrap_or_default();
+        line(out, format_args!("{name}_bucket{labels} {count}{exemplar}"));
     }
     let labels = labels(metric, None);
     line(out, format_args!("{name}_count{labels} {}", data.get_sample_count()));

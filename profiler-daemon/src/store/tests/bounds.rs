@@ -150,7 +150,7 @@ fn a_record_that_comes_twice_is_kept_once() {
 fn measure_the_rate() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
-    let total = 1_000_000;
+    let total = 1_000_000_u64;
     let records: Vec<_> = (0..1_000).map(|n| record(NEW_YEAR, n)).collect();
     let sender = store.sender();
     let begin = Instant::now();

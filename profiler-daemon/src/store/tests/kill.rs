@@ -63,14 +63,14 @@ fn kill_9_leaves_whole_records_only() {
         let mut count = 0;
         while let Some(row) = rows.next().unwrap() {
             let id: [u8; 12] = row.get(0).unwrap();
-            let raw: usize = row.get(1).unwrap();
+            let raw: i64 = row.get(1).unwrap();
             let packed: Vec<u8> = row.get(2).unwrap();
-            assert_eq!(zstd::bulk::decompress(&packed, raw).unwrap(), vec![id[11]; PROFILE_BYTES]);
+            assert_eq!(zstd::bulk::decompress(&packed, raw as usize).unwrap(), vec![id[11]; PROFILE_BYTES]);
             count += 1;
         }
         assert!(count >= promised, "{count} of {promised}");
-        let profiles: u64 = db.query_row("SELECT count(*) FROM profiles", [], |r| r.get(0)).unwrap();
-        assert_eq!(profiles, count);
+        let profiles: i64 = db.query_row("SELECT count(*) FROM profiles", [], |r| r.get(0)).unwrap();
+        assert_eq!(profiles as u64, count);
         // The next round must add to what is there, not to a fresh file.
         promised = count;
     }
