@@ -13,7 +13,9 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use profiler_common::Stat;
 use serde_json::{Value, json};
 
-use crate::bpf::{self, HashOf, KernelStats, LoadError, Options, ProbeState, ProbeTable, RunTimes, sys, total};
+use crate::bpf::{
+    self, HashOf, KernelStats, LoadError, Options, ProbeState, ProbeTable, RunTimes, sys, total,
+};
 use crate::bpf::{ActiveValue, ConnectionValue};
 use crate::config::{Config, Selection};
 use crate::pipeline::{
@@ -130,7 +132,8 @@ impl Session {
         });
 
         let live = Live::new(live_settings(config));
-        let (live_for_finisher, finisher_targets, finisher_stats) = (live.clone(), targets.clone(), stats.clone());
+        let (live_for_finisher, finisher_targets, finisher_stats) =
+            (live.clone(), targets.clone(), stats.clone());
         // The symboliser stays on the thread that makes it.
         let finisher_thread = thread("finisher", move || {
             let mut finisher =
@@ -162,8 +165,10 @@ impl Session {
     /// Takes over another configuration's settings.
     pub fn configure(&self, config: &Config) {
         self.live.set(live_settings(config));
-        let message =
-            manager::Message::Configure { selection: config.selection.clone(), frequency: u64::from(config.freq) };
+        let message = manager::Message::Configure {
+            selection: config.selection.clone(),
+            frequency: u64::from(config.freq),
+        };
         // It can only be gone when the session ends.
         let _ = self.manager.send(message);
     }
@@ -272,7 +277,9 @@ impl Gauges {
     pub fn status(&self) -> Value {
         let kernel = self.kernel.totals();
         let s = self.stats.snapshot();
-        let map = |pairs: Vec<(String, u64)>| Value::Object(pairs.into_iter().map(|(k, v)| (k, v.into())).collect());
+        let map = |pairs: Vec<(String, u64)>| {
+            Value::Object(pairs.into_iter().map(|(k, v)| (k, v.into())).collect())
+        };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),

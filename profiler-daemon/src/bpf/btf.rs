@@ -52,11 +52,11 @@ impl<'a> Btf<'a> {
             let info = u32_at(all, at + 4)?;
             let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             let extra = match kind {
-                1 | 14 | 17 => 4,                             // INT, VAR, DECL_TAG
-                KIND_ARRAY => 12,                             //
+                1 | 14 | 17 => 4,                                   // INT, VAR, DECL_TAG
+                KIND_ARRAY => 12,                                   //
                 KIND_STRUCT | KIND_UNION | 15 | 19 => members * 12, // DATASEC, ENUM64
-                6 | 13 => members * 8,                        // ENUM, FUNC_PROTO
-                2 | 7..=12 | 16 | 18 => 0,                    // PTR, FWD … FUNC, FLOAT, TYPE_TAG
+                6 | 13 => members * 8,                              // ENUM, FUNC_PROTO
+                2 | 7..=12 | 16 | 18 => 0,                          // PTR, FWD … FUNC, FLOAT, TYPE_TAG
                 _ => return None,
             };
             let end = at + 12 + extra;

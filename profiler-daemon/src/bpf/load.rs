@@ -7,7 +7,9 @@ use aya::programs::{PerfEvent, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use profiler_common::{KernelOffsets, Settings};
 
-use super::{ActiveValue, ConnectionValue, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf};
+use super::{
+    ActiveValue, ConnectionValue, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
+};
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/reqprof.bpf.o");
@@ -156,8 +158,7 @@ fn attach_raw(object: &mut Ebpf, name: &str, tracepoint: &str) -> Result<(), Pro
 
 fn fill_steps(object: &mut Ebpf, map: &'static str, names: &[&str]) -> Result<(), LoadError> {
     let wrong = |reason: String| LoadError::Map { name: map, reason };
-    let mut steps =
-        ProgramArray::try_from(take(object, map)?).map_err(|e: MapError| wrong(e.to_string()))?;
+    let mut steps = ProgramArray::try_from(take(object, map)?).map_err(|e: MapError| wrong(e.to_string()))?;
     for (slot, name) in names.iter().enumerate() {
         let program = object.program(name).ok_or_else(|| wrong(format!("{name} is not in the object")))?;
         let fd = program.fd().map_err(|e| wrong(e.to_string()))?;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use aya::Ebpf;
-use aya::programs::perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::perf_event::{
+    PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+};
 use aya::programs::{PerfEvent, ProgramError};
 
 use super::{ProbeState, ProbeTable};
@@ -67,7 +69,9 @@ impl CpuSampler {
             }
         }
         let state = match failure {
-            None => ProbeState::Active { detail: format!("{} Hz on {} CPUs", self.frequency, self.links.len()) },
+            None => {
+                ProbeState::Active { detail: format!("{} Hz on {} CPUs", self.frequency, self.links.len()) }
+            }
             Some((cpu, error)) => {
                 let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
                 ProbeState::Failed {

@@ -34,9 +34,8 @@ pub fn program_run_time(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
         pad: [0; 14],
     };
     // SAFETY: both structures outlive the call, and the kernel writes at most `len` bytes.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<Attr>())
-    };
+    let failed =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<Attr>()) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -237,11 +237,8 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
     }
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
-        let pairs = [
-            ("format", "text".to_owned()),
-            ("view", view.to_owned()),
-            ("color", options.color.to_string()),
-        ];
+        let pairs =
+            [("format", "text".to_owned()), ("view", view.to_owned()), ("color", options.color.to_string())];
         let tree = fetch(options, &format!("{path}/profile"), &pairs)?;
         out.push(b'\n');
         out.extend(tree);

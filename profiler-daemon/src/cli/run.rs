@@ -121,8 +121,12 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     })?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
-    let outputs =
-        Outputs { store: Some(store.sender()), files: files.clone(), recorder: args.events.clone(), ..Outputs::default() };
+    let outputs = Outputs {
+        store: Some(store.sender()),
+        files: files.clone(),
+        recorder: args.events.clone(),
+        ..Outputs::default()
+    };
     let session = Arc::new(Session::start(&config, stats, outputs)?);
     let code = runtime()?.block_on(serve_until_told(args, config, &store, listener, session.clone()))?;
     if let Ok(session) = Arc::try_unwrap(session).map_err(|_| ()) {

@@ -36,29 +36,50 @@ const THREADS_MAX: usize = 65_536;
 #[derive(Debug)]
 pub enum Output<'a> {
     /// A sample belongs to this request.
-    Sample { key: RequestKey, event: &'a SampleEvent<'a> },
+    Sample {
+        key: RequestKey,
+        event: &'a SampleEvent<'a>,
+    },
     /// All samples of this request were attributed on a wrong assumption: forget them.
-    Revoke { key: RequestKey },
+    Revoke {
+        key: RequestKey,
+    },
     /// A request ended; its samples are all there.
     Finished(Box<Finished>),
     /// What was announced is no request: forget its samples.
-    Discard { key: RequestKey },
+    Discard {
+        key: RequestKey,
+    },
     Process(ProcessEvent),
     /// A connection of this process speaks something else.
-    Protocol { pid: u32, protocol: Protocol },
+    Protocol {
+        pid: u32,
+        protocol: Protocol,
+    },
 }
 
 /// Processes that come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// It accepted a connection; sent once per connection of a process that may be new to us.
-    Accepted { pid: u32 },
-    Forked { parent: u32, child: u32 },
-    Exec { pid: u32 },
+    Accepted {
+        pid: u32,
+    },
+    Forked {
+        parent: u32,
+        child: u32,
+    },
+    Exec {
+        pid: u32,
+    },
     /// The whole process is gone.
-    Exited { pid: u32 },
+    Exited {
+        pid: u32,
+    },
     /// A thread ended, and whether it was the last cannot be told.
-    MayHaveExited { pid: u32 },
+    MayHaveExited {
+        pid: u32,
+    },
 }
 
 /// A finished request.
@@ -276,12 +297,7 @@ impl Engine {
     }
 
     /// Lets a connection's machine work, and acts on what it says.
-    fn drive(
-        &mut self,
-        place: Place,
-        sink: Sink<'_>,
-        work: impl FnOnce(&mut Connection, http::Sink<'_>),
-    ) {
+    fn drive(&mut self, place: Place, sink: Sink<'_>, work: impl FnOnce(&mut Connection, http::Sink<'_>)) {
         let mut found = std::mem::take(&mut self.scratch);
         if let Some(conn) = self.conn(place) {
             work(&mut conn.machine, &mut |event| {
@@ -492,7 +508,9 @@ impl Engine {
         });
         let request = current.and_then(|key| Some((key, self.open.get_mut(&key)?)));
         match request {
-            Some((key, request)) if request.tid == sample.header.tid && sample.header.time >= request.start => {
+            Some((key, request))
+                if request.tid == sample.header.tid && sample.header.time >= request.start =>
+            {
                 request.lost += lost;
                 if !request.attributed {
                     self.counters.samples_interleaved += 1;
@@ -574,15 +592,20 @@ impl Engine {
     }
 
     fn end_process(&mut self, pid: u32, time: u64, sink: Sink<'_>) {
-        let fds: Vec<u32> = self.connections.get(&pid).map(|fds| fds.keys().copied().collect()).unwrap_or_default();
+        let fds: Vec<u32> =
+            self.connections.get(&pid).map(|fds| fds.keys().copied().collect()).unwrap_or_default();
         for fd in fds {
             self.drive((pid, fd), sink, |machine, events| machine.exit(time, events));
         }
         if let Some(fds) = self.connections.remove(&pid) {
             self.connection_count -= fds.len();
         }
-        let tails: Vec<RequestKey> =
-            self.threads.values().filter(|thread| thread.pid == pid).filter_map(|thread| thread.tail).collect();
+        let tails: Vec<RequestKey> = self
+            .threads
+            .values()
+            .filter(|thread| thread.pid == pid)
+            .filter_map(|thread| thread.tail)
+            .collect();
         for key in tails {
             self.release(key, sink);
         }

@@ -5,7 +5,8 @@
 //! error to be counted, never a guess.
 
 use profiler_common::{
-    Accept, Close, ConnId, Data, Exit, Fork, Header, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample, USER_FRAMES_MAX,
+    Accept, Close, ConnId, Data, Exit, Fork, Header, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample,
+    USER_FRAMES_MAX,
 };
 
 /// What the kernel side reports.

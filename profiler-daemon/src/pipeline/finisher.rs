@@ -149,7 +149,8 @@ impl Finisher {
     }
 
     fn publish(&self) {
-        let unresolved = self.symbolizer.counters().map(|(kind, reason, n)| (kind, reason.name(), n)).collect();
+        let unresolved =
+            self.symbolizer.counters().map(|(kind, reason, n)| (kind, reason.name(), n)).collect();
         let bytes = self.symbolizer.size() as u64;
         self.stats.update(|s| {
             s.unresolved = unresolved;
@@ -220,8 +221,7 @@ impl Finisher {
             return;
         }
         let keep = u128::from(record.duration_ns) >= self.settings.min_duration.as_nanos();
-        let profile =
-            builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
+        let profile = builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
         record.profile = profile.is_some();
         self.metrics.observe(&record);
         if let Some(observer) = &mut self.observer {
@@ -277,7 +277,10 @@ impl Finisher {
             boundary: Boundary::Uprobe,
             attribution: if attributed { Attribution::Thread } else { Attribution::None },
             outcome: exchange.outcome,
-            note: exchange.note.map(str::to_owned).or_else(|| exchange.streaming.then(|| "streaming".to_owned())),
+            note: exchange
+                .note
+                .map(str::to_owned)
+                .or_else(|| exchange.streaming.then(|| "streaming".to_owned())),
             trace_id,
             profile: false,
         }

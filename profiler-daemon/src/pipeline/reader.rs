@@ -34,7 +34,10 @@ pub enum Message {
     /// Forget this request.
     Discard(RequestKey),
     Finished(Box<Finished>),
-    Forked { parent: ProcessKey, child: ProcessKey },
+    Forked {
+        parent: ProcessKey,
+        child: ProcessKey,
+    },
     Exec(u32),
     Exited(u32),
 }
@@ -69,7 +72,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(out: Sender<Vec<Message>>, manager: Option<Sender<manager::Message>>, targets: Targets, stats: Stats) -> Self {
+    pub fn new(
+        out: Sender<Vec<Message>>,
+        manager: Option<Sender<manager::Message>>,
+        targets: Targets,
+        stats: Stats,
+    ) -> Self {
         Self {
             engine: Engine::default(),
             out,
@@ -120,13 +128,15 @@ impl Reader {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(bytes);
         }
-        let mut route = Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route =
+            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
         self.engine.event(&event, &mut |output| route.output(output));
     }
 
     /// What time alone brings about.
     pub fn tick(&mut self, now: u64) {
-        let mut route = Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route =
+            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
         self.engine.tick(now, &mut |output| route.output(output));
         let (counters, requests, connections) =
             (self.engine.counters(), self.engine.open_requests(), self.engine.open_connections());
@@ -149,14 +159,16 @@ impl Reader {
 
     /// Ends all requests that wait for their tail.
     pub fn end(mut self) {
-        let mut route = Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route =
+            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
         self.engine.finish(&mut |output| route.output(output));
         self.tick(0);
         self.flush();
     }
 
     fn process_gone(&mut self, pid: u32) {
-        let mut route = Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route =
+            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
         self.engine.process_gone(pid, sys::monotonic_ns(), &mut |output| route.output(output));
         self.batch.push(Message::Exited(pid));
     }

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use profiler_common::{Target, target_flags};
 
 use super::identity::{self, Identity, ProcessKey};
-use super::maps::{self, Maps, Mapping};
+use super::maps::{self, Mapping, Maps};
 use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
@@ -27,11 +27,20 @@ use crate::correlate::ProcessEvent;
 /// What the manager is told.
 pub enum Message {
     Process(ProcessEvent),
-    Protocol { pid: u32, name: &'static str },
+    Protocol {
+        pid: u32,
+        name: &'static str,
+    },
     /// From now on these processes, at this rate.
-    Configure { selection: Selection, frequency: u64 },
+    Configure {
+        selection: Selection,
+        frequency: u64,
+    },
     /// Look at this process and its children, whatever the selection says.
-    Include { pid: u32, done: Sender<()> },
+    Include {
+        pid: u32,
+        done: Sender<()>,
+    },
     Stop,
 }
 
@@ -352,9 +361,10 @@ impl Manager {
         let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
         let mut settled = boundary.works;
         let (runtime, interpreter_stacks) = match python::detect(pid, &maps) {
-            Ok(None) => {
-                (Runtime { name: native_runtime(&maps), version: None }, Feature::missing("no interpreter that is known"))
-            }
+            Ok(None) => (
+                Runtime { name: native_runtime(&maps), version: None },
+                Feature::missing("no interpreter that is known"),
+            ),
             Ok(Some(found)) => {
                 found.fill(&mut target);
                 let version = Some(found.release.clone());
@@ -362,11 +372,13 @@ impl Manager {
             }
             Err(error) => {
                 settled &= !matches!(error, PythonError::NotStarted | PythonError::Memory(_));
-                let version = python::locate(pid, &maps).ok().flatten().map(|found| found.version.to_string());
+                let version =
+                    python::locate(pid, &maps).ok().flatten().map(|found| found.version.to_string());
                 (Runtime { name: "python", version }, Feature::missing(error.to_string()))
             }
         };
-        let native_stacks = Feature::works("frame pointers; code built without them shows its innermost function only");
+        let native_stacks =
+            Feature::works("frame pointers; code built without them shows its innermost function only");
         if let Err(error) = self.map.insert(pid, TargetValue(target), 0) {
             self.probes.set(
                 "targets",

@@ -9,14 +9,17 @@ use super::identity::Identity;
 const NAME_MAX: usize = 80;
 
 /// Servers whose argument names the application.
-const SERVERS: [&str; 7] = ["gunicorn", "uvicorn", "hypercorn", "daphne", "uwsgi", "waitress-serve", "granian"];
+const SERVERS: [&str; 7] =
+    ["gunicorn", "uvicorn", "hypercorn", "daphne", "uwsgi", "waitress-serve", "granian"];
 
 /// The service's name; never empty.
 pub fn name(identity: &Identity) -> String {
     let found = unit(&identity.cgroup)
         .or_else(|| application(&identity.cmdline))
         .or_else(|| program(&identity.cmdline))
-        .or_else(|| identity.exe.as_ref().and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned())))
+        .or_else(|| {
+            identity.exe.as_ref().and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned()))
+        })
         .unwrap_or_else(|| identity.comm.clone());
     let clean: String = found.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect();
     if clean.is_empty() { "unknown".to_owned() } else { clean }
@@ -43,10 +46,13 @@ fn application(cmdline: &[String]) -> Option<String> {
     if let Some((_, rest)) = title.split_once('[') {
         return first_module(rest.split(']').next()?);
     }
-    cmdline[server + 1..].iter().filter(|arg| !arg.starts_with('-')).find_map(|arg| {
+    let arguments = &cmdline[server + 1..];
+    let named = arguments.iter().filter(|arg| !arg.starts_with('-')).find_map(|arg| {
         let looks = arg.contains(':') || arg.ends_with(".wsgi") || arg.ends_with(".asgi");
         (looks && !arg.contains('/')).then(|| first_module(arg)).flatten()
-    })
+    });
+    // `gunicorn -w 4 shop`: the application comes last.
+    named.or_else(|| arguments.last().filter(|arg| !arg.contains('/')).and_then(|arg| first_module(arg)))
 }
 
 /// The part of a module path that names the project.
@@ -102,8 +108,12 @@ mod tests {
     fn services_are_named() {
         assert_eq!(of("/system.slice/shop.service", &["x"]), "shop");
         assert_eq!(of("/user.slice/user@0.service/app", &["/usr/sbin/nginx"]), "nginx");
-        assert_eq!(of("", &["/v/bin/python3", "/v/bin/gunicorn", "-w", "4", "shop.wsgi:application"]), "shop");
+        assert_eq!(
+            of("", &["/v/bin/python3", "/v/bin/gunicorn", "-w", "4", "shop.wsgi:application"]),
+            "shop"
+        );
         assert_eq!(of("", &["gunicorn: worker [truth:app]"]), "truth");
+        assert_eq!(of("", &["python3", "/v/bin/gunicorn", "-b", "127.0.0.1:80", "truth"]), "truth");
         assert_eq!(of("", &["python3", "-m", "http.server"]), "http.server");
         assert_eq!(of("", &["python3", "-u", "/srv/app/main.py"]), "main.py");
         assert_eq!(of("", &["nginx: worker process"]), "nginx");

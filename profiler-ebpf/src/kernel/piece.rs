@@ -267,7 +267,9 @@ fn with_room<const ROOM: usize>(
             }
             let rest = left - end;
             let next = first_bytes(address + end, rest);
-            if rest > 0 && if incoming { may_begin_request(next, rest) } else { may_begin_response(next, rest) } {
+            if rest > 0
+                && if incoming { may_begin_request(next, rest) } else { may_begin_response(next, rest) }
+            {
                 covered = end;
             }
         } else if size < left {
