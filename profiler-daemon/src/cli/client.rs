@@ -94,6 +94,7 @@ impl RequestsQuery {
 
 /// Whose profile to export.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a run of the program")]
 pub enum ExportSource {
     Request(String),
     /// The merged profile of all requests that match, usually by route.
