@@ -221,7 +221,7 @@ pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
 }
 
 /// One request as a text tree, with its profile if there is one; with `--json` the record.
-pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
+pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, ClientError> {
     let id = valid(id)?;
     let path = format!("/api/v1/requests/{id}");
     let raw = fetch(options, &path, &[])?;
@@ -238,7 +238,8 @@ pub fn show(options: &ClientOptions, id: &str) -> Result<Vec<u8>, ClientError> {
     }
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
-        let pairs = [("format", "text".to_owned()), ("color", options.color.to_string())];
+        let pairs =
+            [("format", "text".to_owned()), ("view", view.to_owned()), ("color", options.color.to_string())];
         let tree = fetch(options, &format!("{path}/profile"), &pairs)?;
         out.push(b'\n');
         out.extend(tree);
@@ -462,6 +463,6 @@ route      count     p50
         let error = routes(&options, &RequestsQuery::default()).unwrap_err();
         assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
         assert!(error.to_string().contains("reqprof daemon"));
-        assert!(matches!(show(&options, "../x").unwrap_err(), ClientError::InvalidId(_)));
+        assert!(matches!(show(&options, "../x", "wall").unwrap_err(), ClientError::InvalidId(_)));
     }
 }
