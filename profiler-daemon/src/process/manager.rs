@@ -146,6 +146,7 @@ impl Manager {
             }
         }
         self.sampler.detach(&mut self.object);
+        self.boundary.detach(&mut self.object);
         self.object
     }
 
