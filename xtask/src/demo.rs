@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     eprintln!("The shop runs at http://{}/ with {WORKERS} gunicorn workers.", site.addr);
 
-    let mut daemon = Daemon::start(&reqprof, &install, lifetime)?;
+    let mut daemon = Daemon::start(&reqprof, &install, &site, lifetime)?;
     eprintln!("reqprof listens at http://{}/.", daemon.addr);
 
     eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
@@ -175,7 +175,7 @@ struct Slowest {
 }
 
 impl Daemon {
-    fn start(reqprof: &Path, install: &Install, lifetime: Lifetime) -> Result<Self> {
+    fn start(reqprof: &Path, install: &Install, site: &Site, lifetime: Lifetime) -> Result<Self> {
         let store = install.home.join("store");
         if store.exists() {
             fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))?;
@@ -185,6 +185,8 @@ impl Daemon {
         let addr = listen_address()?;
         let mut command = Command::new(reqprof);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
+        // By itself it watches every service of the machine; here the shop is to be seen alone, with its workers.
+        command.args(["--pid", &site.service.pid().to_string()]);
         let mut service = Service::start("reqprof", command, &install.log("reqprof"), lifetime)?;
         service.wait_for("ready", READY_LIMIT, || is_ready(addr).then_some(()))?;
         Ok(Self { service, addr })
@@ -229,8 +231,7 @@ fn slowest_of(addr: SocketAddr, workers: &[u32]) -> Result<Slowest> {
     pick_slowest(&requests, &routes, workers)
 }
 
-/// From the daemon's two lists, the requests slowest first. The daemon watches every service of the machine; the
-/// site's requests are those of its workers.
+/// From the daemon's two lists, the requests slowest first. The site's requests are those of its workers.
 fn pick_slowest(requests: &Value, routes: &Value, workers: &[u32]) -> Result<Slowest> {
     let ours =
         |request: &&Value| workers.iter().any(|worker| request["pid"].as_u64() == Some((*worker).into()));
