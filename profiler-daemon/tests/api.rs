@@ -278,6 +278,7 @@ fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
     for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"] {
         assert!(!script.contains(forbidden), "{forbidden}");
     }
+    assert_eq!(daemon.get("/icon.svg").0, 200);
     assert_eq!(daemon.get("/style.css").0, 200);
 }
 
@@ -443,7 +444,7 @@ fn the_client_shows_tables_and_passes_json_on() {
     assert!(text(client::routes(&options, &query)).contains("/orders/{id}      1    0  20.0 ms"));
     assert!(text(client::targets(&options)).contains(r"shop\u{1b}[2J"));
     let id = "000000000000000000000001";
-    assert!(text(client::show(&options, id, "wall")).contains("duration_ns     20.0 ms"));
+    assert!(text(client::show(&options, id, "wall")).contains("duration        20.0 ms"));
     let json = ClientOptions { json: true, ..daemon.options() };
     let record: Value = serde_json::from_slice(&client::show(&json, id, "wall").unwrap()).unwrap();
     assert_eq!(record["id"], id);

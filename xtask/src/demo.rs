@@ -24,6 +24,8 @@ use crate::site::{Install, ServeOptions, Site, free_port};
 const DEFAULT_PORT: u16 = 9977;
 const WORKERS: usize = 3;
 const CONNECTIONS: usize = 4;
+/// Enough that, in all likelihood, every worker has served every route once.
+const WARM_UP_REQUESTS: u64 = 150;
 /// Loading the BPF programs and the first scan of all processes.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long after the load the last requests may take to appear in the daemon's answers.
@@ -71,19 +73,13 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     eprintln!("The shop runs at http://{}/ with {WORKERS} gunicorn workers.", site.addr);
 
+    // The first request of every worker imports half of Django; those are not the ones to look at.
+    drive(&site, None, Some(WARM_UP_REQUESTS))?;
     let mut daemon = Daemon::start(&reqprof, &install, &site, lifetime)?;
     eprintln!("reqprof listens at http://{}/.", daemon.addr);
 
     eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
-    let report = load::run(&Plan {
-        server: site.addr,
-        connections: CONNECTIONS,
-        keep_alive: true,
-        routes: shop_routes(),
-        duration: Some(Duration::from_secs(options.seconds)),
-        count: None,
-        log: true,
-    })?;
+    let report = drive(&site, Some(Duration::from_secs(options.seconds)), None)?;
     let log = install.home.join("client.jsonl");
     write_client_log(&report, &log)?;
     eprintln!("\nWhat the client saw (each request in {}):\n\n{}", log.display(), report.table());
@@ -132,6 +128,18 @@ pub fn require_root() -> Result<()> {
 pub fn build_reqprof() -> Result<PathBuf> {
     eprintln!("Building reqprof in release mode …");
     crate::run::build(true)
+}
+
+fn drive(site: &Site, duration: Option<Duration>, count: Option<u64>) -> Result<Report> {
+    load::run(&Plan {
+        server: site.addr,
+        connections: CONNECTIONS,
+        keep_alive: true,
+        routes: shop_routes(),
+        duration,
+        count,
+        log: true,
+    })
 }
 
 /// A mixture as a shop would see it: mostly light pages, a few slow ones.
