@@ -201,9 +201,10 @@ fn routes_table(answer: &Value) -> Option<String> {
 /// The table of watched processes.
 pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
     listing(options, "/api/v1/targets", &[], |answer| {
-        // What is known of a target grows from version to version, so every field is a column.
+        // What is known of a target grows from version to version, so every field is a column; those that a process is
+        // looked up by come first.
         let rows = rows(answer, "targets")?;
-        let mut headers: Vec<&str> = Vec::new();
+        let mut headers = TARGETS_FIRST.to_vec();
         for row in rows {
             for name in row.as_object()?.keys() {
                 if !headers.contains(&name.as_str()) {
@@ -211,13 +212,38 @@ pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
                 }
             }
         }
-        // Objects come sorted by name; a process is looked up by its pid.
-        headers.sort_by_key(|name| *name != "pid");
+        headers.retain(|name| rows.iter().any(|row| row.get(name).is_some()));
         let cells: Vec<_> =
-            rows.iter().map(|r| headers.iter().map(|name| text(r, name)).collect::<Vec<_>>()).collect();
-        let headers: Vec<String> = headers.iter().map(|name| printable(name)).collect();
+            rows.iter().map(|r| headers.iter().map(|name| words(&r[*name])).collect::<Vec<_>>()).collect();
+        let headers: Vec<String> = headers.iter().map(|name| printable(&name.replace('_', " "))).collect();
         Some(table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &cells))
     })
+}
+
+const TARGETS_FIRST: [&str; 7] =
+    ["pid", "service", "runtime", "ports", "boundary", "interpreter_stacks", "native_stacks"];
+
+/// What is known of one aspect of a target, short enough for a table: what works is told without its details.
+fn words(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join(","),
+        Value::Object(parts) => match (parts.get("works"), parts.get("name")) {
+            (Some(Value::Bool(true)), _) => "yes".to_owned(),
+            (Some(Value::Bool(false)), _) => match parts.get("detail") {
+                Some(Value::String(detail)) => format!("no: {}", printable(detail)),
+                _ => "no".to_owned(),
+            },
+            (_, Some(name)) => match parts.get("version") {
+                Some(Value::String(version)) => format!("{} {}", words(name), printable(version)),
+                _ => words(name),
+            },
+            _ => printable(&value.to_string()),
+        },
+        other => printable(&other.to_string()),
+    }
 }
 
 /// One request as a text tree, with its profile if there is one; with `--json` the record.
@@ -229,13 +255,7 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
         return Ok(raw);
     }
     let record = parse(options, &raw)?;
-    let mut out = String::new();
-    for (name, value) in record.as_object().into_iter().flatten() {
-        let shown =
-            if name.ends_with("_ns") && value.is_u64() { duration(Some(value)) } else { text(&record, name) };
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "{:<16}{shown}", printable(name));
-    }
+    let out = facts(&record);
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
         let pairs =
@@ -245,6 +265,40 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
         out.extend(tree);
     }
     Ok(out)
+}
+
+/// The record's order in `show`; a field that a later version adds comes after these.
+const FACTS_FIRST: [&str; 9] =
+    ["id", "service", "method", "path", "route", "status", "outcome", "start", "duration_ns"];
+
+/// A record, a field per line. What is unknown, or says that nothing special happened, is left out.
+fn facts(record: &Value) -> String {
+    let mut out = String::new();
+    let names = record.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str));
+    for name in FACTS_FIRST.into_iter().chain(names.filter(|name| !FACTS_FIRST.contains(name))) {
+        let value = &record[name];
+        let silent = match name {
+            "lost_events" | "tail_samples" => value == 0,
+            "profile" => value == true,
+            _ => value.is_null(),
+        };
+        if silent {
+            continue;
+        }
+        let label = name.strip_suffix("_ns").unwrap_or(name).replace('_', " ");
+        let shown = match value {
+            Value::Object(parts) => {
+                let each =
+                    parts.iter().map(|(part, ns)| format!("{} {}", printable(part), duration(Some(ns))));
+                each.collect::<Vec<_>>().join(", ")
+            }
+            _ if name.ends_with("_ns") => duration(Some(value)),
+            _ => text(record, name),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{:<16}{shown}", printable(&label));
+    }
+    out
 }
 
 /// Writes a profile to a file, or returns it for standard output.
@@ -446,6 +500,35 @@ route      count     p50
         let cells: Vec<_> = shown.lines().nth(1).unwrap().split("  ").map(str::trim).collect();
         let cells: Vec<_> = cells.into_iter().filter(|c| !c.is_empty()).collect();
         assert_eq!(cells, ["shop", "/\\u{1b}[2J\\n", "3", "1", "1.5 ms", "2.0 s", "0.9 µs", "1.0 ms", "-"]);
+    }
+
+    #[test]
+    fn a_record_shows_what_is_known_and_what_is_special() {
+        let record = json!({
+            "id": "a1", "path": "/x\u{1b}", "duration_ns": 20_000_000, "off_cpu_ns": {"disk": 1_500_000, "sleep": 0},
+            "trace_id": null, "lost_events": 0, "tail_samples": 2, "profile": true,
+        });
+        let expected = "\
+id              a1
+path            /x\\u{1b}
+duration        20.0 ms
+off cpu         disk 1.5 ms, sleep 0.0 µs
+tail samples    2
+";
+        assert_eq!(facts(&record), expected);
+    }
+
+    #[test]
+    fn what_works_on_a_target_is_one_word_and_what_does_not_has_a_reason() {
+        assert_eq!(words(&json!({"works": true, "detail": "26 sites"})), "yes");
+        assert_eq!(words(&json!({"works": false, "detail": "static\u{7}"})), "no: static\\u{7}");
+        assert_eq!(words(&json!({"name": "python", "version": "3.11.7"})), "python 3.11.7");
+        assert_eq!(words(&json!({"name": "go", "version": null})), "go");
+        assert_eq!(words(&json!([80, 443])), "80,443");
+        assert_eq!(
+            (words(&json!([])), words(&json!(null)), words(&json!(7))),
+            ("-".into(), "-".into(), "7".into())
+        );
     }
 
     #[test]
