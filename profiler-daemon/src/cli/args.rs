@@ -290,6 +290,9 @@ pub struct RequestsArgs {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
+    /// Go on where an earlier list ended, which named this
+    #[arg(long, value_name = "CURSOR")]
+    pub cursor: Option<String>,
 }
 
 /// A stretch of time.
@@ -469,10 +472,11 @@ mod tests {
 
     #[test]
     fn sort_takes_a_minus() {
-        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5") else {
+        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5 --cursor 12ab")
+        else {
             panic!()
         };
-        assert_eq!((args.sort.as_str(), args.limit), ("-duration", 5));
+        assert_eq!((args.sort.as_str(), args.limit, args.cursor.as_deref()), ("-duration", 5, Some("12ab")));
         assert!(parse("reqprof requests --sort size").is_err());
         assert!(parse("reqprof requests --limit 0").is_err());
     }

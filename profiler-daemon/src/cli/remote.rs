@@ -40,7 +40,7 @@ pub fn requests(args: &RequestsArgs) -> Result<ExitCode, CliError> {
         until: args.window.until.map(|t| t.to_string()),
         sort: Some(args.sort.clone()),
         limit: Some(args.limit),
-        cursor: None,
+        cursor: args.cursor.clone(),
     };
     output::stdout(&client::requests(&options(&args.server, args.json), &query)?)
 }
