@@ -197,26 +197,63 @@ fn routes_table(answer: &Value) -> Option<String> {
     Some(table(&headers, &cells.collect::<Vec<_>>()))
 }
 
-/// The table of watched processes.
+/// The table of watched processes, then what does not work on them.
 pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
-    listing(options, "/api/v1/targets", &[], |answer| {
-        // What is known of a target grows from version to version, so every field is a column.
-        let rows = rows(answer, "targets")?;
-        let mut headers: Vec<&str> = Vec::new();
-        for row in rows {
-            for name in row.as_object()?.keys() {
-                if !headers.contains(&name.as_str()) {
-                    headers.push(name);
-                }
+    listing(options, "/api/v1/targets", &[], targets_table)
+}
+
+/// `answer`: the object that `/api/v1/targets` returns.
+fn targets_table(answer: &Value) -> Option<String> {
+    const FEATURES: [(&str, &str); 3] =
+        [("requests", "boundary"), ("native", "native_stacks"), ("interpreter", "interpreter_stacks")];
+    let rows = rows(answer, "targets")?;
+    let mut remarks = String::new();
+    let mut cells = Vec::new();
+    for row in rows {
+        let list = |name: &str| {
+            let all = row.get(name).and_then(Value::as_array).into_iter().flatten();
+            let all: Vec<_> =
+                all.map(|v| v.as_str().map_or_else(|| printable(&v.to_string()), printable)).collect();
+            if all.is_empty() { "-".to_owned() } else { all.join(",") }
+        };
+        let runtime = |name: &str| row.get("runtime").and_then(|runtime| runtime.get(name));
+        let word = |value: Option<&Value>| value.and_then(Value::as_str).map(printable);
+        let mut line =
+            vec![text(row, "pid"), text(row, "service"), text(row, "comm"), text(row, "exe"), list("ports")];
+        let name = word(runtime("name")).unwrap_or_else(|| "-".to_owned());
+        line.push(
+            word(runtime("version")).map_or_else(|| name.clone(), |version| format!("{name} {version}")),
+        );
+        for (column, field) in FEATURES {
+            let feature = row.get(field);
+            let works = feature.and_then(|f| f.get("works")).and_then(Value::as_bool);
+            line.push(match works {
+                Some(true) => "yes".to_owned(),
+                Some(false) => "no".to_owned(),
+                None => "-".to_owned(),
+            });
+            let why = word(feature.and_then(|f| f.get("detail")));
+            if let (Some(false), Some(why)) = (works, why) {
+                // Writing to a string cannot fail.
+                let _ = writeln!(remarks, "{} {column}: {why}", text(row, "pid"));
             }
         }
-        // Objects come sorted by name; a process is looked up by its pid.
-        headers.sort_by_key(|name| *name != "pid");
-        let cells: Vec<_> =
-            rows.iter().map(|r| headers.iter().map(|name| text(r, name)).collect::<Vec<_>>()).collect();
-        let headers: Vec<String> = headers.iter().map(|name| printable(name)).collect();
-        Some(table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &cells))
-    })
+        line.push(list("other_protocols"));
+        cells.push(line);
+    }
+    let headers = [
+        "pid",
+        "service",
+        "name",
+        "exe",
+        "ports",
+        "runtime",
+        "requests",
+        "native",
+        "interpreter",
+        "also speaks",
+    ];
+    Some(table(&headers, &cells) + &remarks)
 }
 
 /// One request as a text tree, with its profile if there is one; with `--json` the record.
@@ -445,6 +482,35 @@ route      count     p50
         let cells: Vec<_> = shown.lines().nth(1).unwrap().split("  ").map(str::trim).collect();
         let cells: Vec<_> = cells.into_iter().filter(|c| !c.is_empty()).collect();
         assert_eq!(cells, ["shop", "/\\u{1b}[2J\\n", "3", "1", "1.5 ms", "2.0 s", "0.9 µs", "1.0 ms", "-"]);
+    }
+
+    #[test]
+    fn targets_say_what_works_and_why_the_rest_does_not() {
+        let answer = json!({"targets": [{
+            "pid": 7, "ppid": 1, "service": "shop", "comm": "gunicorn", "exe": "/usr/bin/python3.12",
+            "ports": [80, 81], "runtime": {"name": "python", "version": "3.12"},
+            "boundary": {"works": true, "detail": "uprobe"}, "native_stacks": {"works": true, "detail": "x"},
+            "interpreter_stacks": {"works": false, "detail": "Python 3.12 is not supported yet\u{1b}"},
+            "other_protocols": ["TLS"],
+        }]});
+        let shown = targets_table(&answer).unwrap();
+        let lines: Vec<_> = shown.lines().collect();
+        let cells: Vec<_> = lines[1].split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+        let expected = [
+            "7",
+            "shop",
+            "gunicorn",
+            "/usr/bin/python3.12",
+            "80,81",
+            "python 3.12",
+            "yes",
+            "yes",
+            "no",
+            "TLS",
+        ];
+        assert_eq!(cells, expected);
+        assert_eq!(lines[2..], ["7 interpreter: Python 3.12 is not supported yet\\u{1b}"]);
+        assert_eq!(targets_table(&json!({"routes": []})), None);
     }
 
     #[test]
