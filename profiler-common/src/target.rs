@@ -161,8 +161,7 @@ pub struct Settings {
     pub adopt_acceptors: u32,
     /// 1: `bpf_task_pt_regs` exists (5.15).
     pub has_task_pt_regs: u32,
-    /// 1: log through aya-log.
-    pub log: u32,
+    pub reserved: u32,
     /// Bytes of the ring that samples must leave free for boundary records.
     pub ring_reserve: u64,
 }

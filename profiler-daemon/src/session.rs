@@ -94,7 +94,15 @@ impl Session {
             Selection::All => true,
             Selection::Only(selectors) => !selectors.ports.is_empty(),
         };
-        let kernel = bpf::load(Options { ring_bytes: config.ring_size, adopt_acceptors: adopt }, &probes)?;
+        let kernel = bpf::load(
+            Options {
+                ring_bytes: config.ring_size,
+                adopt_acceptors: adopt,
+                // `RUST_LOG=profiler_ebpf=debug` switches it on.
+                log: tracing::enabled!(target: "profiler_ebpf", tracing::Level::DEBUG),
+            },
+            &probes,
+        )?;
         let (to_finisher, from_reader) = bounded::<Vec<Message>>(BATCHES);
         let (to_manager, for_manager) = bounded(MANAGER_QUEUE);
         let (to_reader, for_reader) = unbounded();
@@ -106,6 +114,7 @@ impl Session {
         let run_times = RunTimes::of(&kernel.object);
         let mut manager = Manager::new(
             kernel.object,
+            kernel.logger,
             kernel.targets,
             u64::from(config.freq),
             probes.clone(),

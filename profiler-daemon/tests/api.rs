@@ -441,12 +441,12 @@ fn the_client_shows_tables_and_passes_json_on() {
     assert!(text(client::routes(&options, &query)).contains("/orders/{id}      1    0  20.0 ms"));
     assert!(text(client::targets(&options)).contains(r"shop\u{1b}[2J"));
     let id = "000000000000000000000001";
-    assert!(text(client::show(&options, id)).contains("duration_ns     20.0 ms"));
+    assert!(text(client::show(&options, id, "wall")).contains("duration_ns     20.0 ms"));
     let json = ClientOptions { json: true, ..daemon.options() };
-    let record: Value = serde_json::from_slice(&client::show(&json, id).unwrap()).unwrap();
+    let record: Value = serde_json::from_slice(&client::show(&json, id, "wall").unwrap()).unwrap();
     assert_eq!(record["id"], id);
     let bad = RequestsQuery { status: Some("ok".into()), ..RequestsQuery::default() };
     let error = client::requests(&options, &bad).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("status=\"ok\""), "{error}");
-    assert!(!client::show(&options, "0000000000000000000000ff").unwrap_err().is_usage());
+    assert!(!client::show(&options, "0000000000000000000000ff", "wall").unwrap_err().is_usage());
 }

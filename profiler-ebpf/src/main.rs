@@ -97,13 +97,13 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
-    lifecycle::exec()
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    lifecycle::exec(&ctx)
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
-    lifecycle::exit()
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    lifecycle::exit(&ctx)
 }
 
 #[panic_handler]

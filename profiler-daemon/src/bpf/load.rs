@@ -5,6 +5,7 @@ use std::io;
 use aya::maps::{Map, MapData, MapError, ProgramArray};
 use aya::programs::{PerfEvent, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
@@ -21,6 +22,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Processes that accept a connection become targets by themselves.
     pub adopt_acceptors: bool,
+    /// The kernel side logs what processes do (aya-log).
+    pub log: bool,
 }
 
 /// The kernel side could not be loaded. The message names the remedy.
@@ -38,6 +41,23 @@ pub enum LoadError {
     Map { name: &'static str, reason: String },
 }
 
+/// Messages of the kernel side, into the daemon's own log.
+pub type KernelLogger = EbpfLogger<&'static dyn log::Log>;
+
+/// `AYA_LOG_LEVEL` that lets nothing through.
+const LOG_OFF: u8 = 0;
+
+/// aya-log's number of a level: 1 for errors to 5 for traces.
+const fn aya_log_level(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 1,
+        tracing::Level::WARN => 2,
+        tracing::Level::INFO => 3,
+        tracing::Level::DEBUG => 4,
+        tracing::Level::TRACE => 5,
+    }
+}
+
 /// A map whose key is one integer.
 pub type HashOf<K, V> = aya::maps::HashMap<MapData, K, V>;
 
@@ -50,6 +70,8 @@ pub struct Kernel {
     pub stats: KernelStats,
     /// The programs. Dropping it detaches everything.
     pub object: Ebpf,
+    /// To be flushed now and then, when the kernel side logs.
+    pub logger: Option<KernelLogger>,
     /// Whether kernel structures can be read (else: no Python stacks, children found by scanning).
     pub offsets_known: bool,
 }
@@ -82,12 +104,14 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         own_pid: std::process::id(),
         adopt_acceptors: u32::from(options.adopt_acceptors),
         has_task_pt_regs: u32::from(kernel_at_least(5, 15)),
-        log: 0,
+        reserved: 0,
         // A quarter is kept for boundary records: a lost sample costs one sample, a lost boundary a request.
         ring_reserve: u64::from(options.ring_bytes) / 4,
     });
+    let log_level = if options.log { aya_log_level(tracing::Level::DEBUG) } else { LOG_OFF };
     let mut object = EbpfLoader::new()
         .override_global("SETTINGS", &settings, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("EVENTS", options.ring_bytes)
         .load(OBJECT)
         .map_err(|error| match privilege(&error) {
@@ -122,12 +146,18 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     fill_steps(&mut object, "TRANSFER_STEPS", &TRANSFER_STEPS)?;
     fill_steps(&mut object, "SAMPLE_STEPS", &SAMPLE_STEPS)?;
 
+    let logger = if options.log {
+        let logger = EbpfLogger::init(&mut object);
+        Some(logger.map_err(|e| LoadError::Map { name: "AYA_LOGS", reason: e.to_string() })?)
+    } else {
+        None
+    };
     let ring = Ring::new(take(&mut object, "EVENTS")?)?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
     let connections = hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?;
     let active = hash(take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel { ring, targets, connections, active, stats, object, offsets_known })
+    Ok(Kernel { ring, targets, connections, active, stats, object, logger, offsets_known })
 }
 
 fn load_program<'a, P: 'a>(

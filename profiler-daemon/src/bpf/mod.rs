@@ -12,7 +12,7 @@ mod stats;
 pub mod sys;
 
 pub use boundary::{BoundaryProbes, LibraryKey};
-pub use load::{HashOf, Kernel, LoadError, Options, load};
+pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
 pub use ring::Ring;
 pub use sampler::CpuSampler;
 pub use stats::{KernelStats, RunTimes, total};

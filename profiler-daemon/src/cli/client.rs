@@ -94,6 +94,7 @@ impl RequestsQuery {
 
 /// Whose profile to export.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a run of the program")]
 pub enum ExportSource {
     Request(String),
     /// The merged profile of all requests that match, usually by route.
@@ -528,6 +529,6 @@ route      count     p50
         let error = routes(&options, &RequestsQuery::default()).unwrap_err();
         assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
         assert!(error.to_string().contains("reqprof daemon"));
-        assert!(matches!(show(&options, "../x").unwrap_err(), ClientError::InvalidId(_)));
+        assert!(matches!(show(&options, "../x", "wall").unwrap_err(), ClientError::InvalidId(_)));
     }
 }

@@ -20,7 +20,7 @@ use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
 use super::targets::{Feature, Runtime, TargetInfo, Targets};
-use crate::bpf::{BoundaryProbes, CpuSampler, HashOf, ProbeTable, TargetValue};
+use crate::bpf::{BoundaryProbes, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 
@@ -69,6 +69,7 @@ struct Pending {
 /// See the module.
 pub struct Manager {
     pub object: Ebpf,
+    pub logger: Option<KernelLogger>,
     pub map: HashOf<u32, TargetValue>,
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
@@ -88,6 +89,7 @@ impl Manager {
     #[allow(clippy::too_many_arguments, reason = "each is a part that the loader took apart")]
     pub fn new(
         object: Ebpf,
+        logger: Option<KernelLogger>,
         map: HashOf<u32, TargetValue>,
         frequency: u64,
         probes: ProbeTable,
@@ -98,6 +100,7 @@ impl Manager {
     ) -> Self {
         Self {
             object,
+            logger,
             map,
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
@@ -131,6 +134,9 @@ impl Manager {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(message) => self.message(message),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(logger) = &mut self.logger {
+                logger.flush();
             }
             let now = Instant::now();
             self.look_at_pending(now);

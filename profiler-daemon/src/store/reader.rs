@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rusqlite::types::Value;
+use rusqlite::types::{Type, Value};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
@@ -261,16 +261,20 @@ impl Reader {
         let connection = self.borrow()?;
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query(params_from_iter(values))?;
-        let mut index: FxHashMap<(String, String), usize> = FxHashMap::default();
+        // By service, then route: looked up without copying the names of every row.
+        let mut index: FxHashMap<String, FxHashMap<String, usize>> = FxHashMap::default();
         let mut sums: Vec<RouteSum> = Vec::new();
         while let Some(row) = rows.next()? {
-            let mut key = (row.get(0)?, row.get(1)?);
-            if index.len() >= MAX_ROUTES && !index.contains_key(&key) {
-                key = ("_OTHER".to_owned(), "_OTHER".to_owned());
-            }
-            let at = *index.entry(key).or_insert_with_key(|(service, route)| {
-                sums.push(RouteSum::new(service, route));
-                sums.len() - 1
+            let (service, route) = (borrowed(row, 0)?, borrowed(row, 1)?);
+            let known = index.get(service).and_then(|routes| routes.get(route)).copied();
+            let at = known.unwrap_or_else(|| {
+                let full = sums.len() >= MAX_ROUTES;
+                let (service, route) = if full { ("_OTHER", "_OTHER") } else { (service, route) };
+                let routes = index.entry(service.to_owned()).or_default();
+                *routes.entry(route.to_owned()).or_insert_with(|| {
+                    sums.push(RouteSum::new(service, route));
+                    sums.len() - 1
+                })
             });
             sums[at].add(row)?;
         }
@@ -367,6 +371,12 @@ impl RouteSum {
         (self.stats.p50_ns, self.stats.p95_ns, self.stats.p99_ns) = (p50, p95, p99);
         self.stats
     }
+}
+
+/// A text column without copying it.
+fn borrowed<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
+    let text = row.get_ref(column)?.as_str();
+    text.map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
 }
 
 fn add_known(sum: &mut Option<u64>, row: &Row<'_>, column: usize) -> rusqlite::Result<()> {

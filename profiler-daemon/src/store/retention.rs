@@ -18,7 +18,7 @@ use super::schema::{self, with_suffix};
 
 /// Rows deleted in one transaction: about 10 ms of work.
 const DELETE_ROWS: usize = 1_024;
-/// What a request takes without its profile, indices included. An underestimate costs one more round.
+/// What a request takes without its profile, its place in the index included. An underestimate costs one more round.
 const ROW_BYTES: u64 = 300;
 /// The write-ahead log is moved into the file when it has this size, at most: fewer, longer syncs.
 const MAX_LOG_BYTES: u64 = 8 << 20;

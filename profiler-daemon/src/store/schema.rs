@@ -17,12 +17,15 @@ const VERSION: i64 = 1;
 const FILE: &str = "reqprof.db";
 /// Quarantined files that are kept; each may be as large as the store, so they must not pile up.
 const KEPT_QUARANTINED: usize = 3;
-/// The pages that the writer keeps in memory, KiB: the hot ends of three trees and the upper levels of the index by
-/// duration, whose insertions are scattered.
+/// The pages that the writer keeps in memory, KiB: the hot ends of the trees and their upper levels.
 const WRITER_CACHE_KIB: i64 = 32 << 10;
 
-/// `requests` is clustered by start, so that the newest are read and the oldest deleted in one place. Ids are 12 bytes.
-/// `profile` is the row of `profiles`.
+/// `requests` is clustered by start, so that the newest are read and the oldest deleted in one place. Ids are 12 bytes
+/// and in the order of starts as well. `profile` is the row of `profiles`.
+///
+/// There is deliberately no index by duration, service or route: its insertions would be scattered, each dirtying a
+/// page of its own, which
+/// cost four fifths of the writer's rate at a million rows; a scan of a million rows takes a fraction of a second.
 const TABLES: &str = "
 CREATE TABLE requests (
     start INTEGER NOT NULL, id BLOB NOT NULL, pid INTEGER NOT NULL, tid INTEGER NOT NULL, service TEXT NOT NULL,
@@ -35,7 +38,6 @@ CREATE TABLE requests (
     PRIMARY KEY (start, id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX requests_id ON requests (id);
-CREATE INDEX requests_duration ON requests (duration_ns, start, id);
 CREATE TABLE profiles (
     seq INTEGER PRIMARY KEY, raw_bytes INTEGER NOT NULL, data BLOB NOT NULL
 ) STRICT;

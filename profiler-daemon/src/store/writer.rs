@@ -165,7 +165,7 @@ struct Worker {
     retention: Retention,
     counters: Arc<Counters>,
     queued_bytes: Arc<AtomicUsize>,
-    batch: Vec<Box<Entry>>,
+    batch: Vec<Entry>,
     batch_bytes: usize,
     max_batch_bytes: usize,
     /// Set while degraded.
@@ -192,7 +192,7 @@ impl Worker {
                     let bytes = entry.profile.as_ref().map_or(0, Vec::len);
                     self.queued_bytes.fetch_sub(bytes, Relaxed);
                     self.batch_bytes += bytes;
-                    self.batch.push(entry);
+                    self.batch.push(*entry);
                     batch_until.get_or_insert_with(|| Instant::now() + BATCH_AGE);
                 }
                 Ok(Message::Flush(done)) => {
@@ -247,7 +247,7 @@ impl Worker {
         self.batch_bytes = 0;
     }
 
-    fn transaction(&mut self, batch: &[Box<Entry>]) -> rusqlite::Result<u64> {
+    fn transaction(&mut self, batch: &[Entry]) -> rusqlite::Result<u64> {
         let mut written = 0;
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {

@@ -3,7 +3,8 @@
 //! In: registers behind a system call inside libc. Out: the pieces of the transfer, see [`piece`](super::piece).
 //! A process that is no target costs one map look-up, and a descriptor that is no tracked connection another.
 
-use aya_ebpf::{EbpfContext, bindings::pt_regs, programs::ProbeContext};
+use aya_ebpf::{bindings::pt_regs, programs::ProbeContext};
+use aya_log_ebpf::debug;
 use profiler_common::{
     Accept, Close, ConnId, Connection, DIR_IN, DIR_OUT, Kind, Stat, Target, connection_flags, connection_key,
     connection_state, flags, target_flags,
@@ -396,6 +397,7 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
             return 0;
         }
         count(Stat::Adopted);
+        debug!(ctx, "process {} accepted a connection and is a target now", ids.pid);
     }
     let fd = result as u32;
     let key = connection_key(ids.pid, fd);
@@ -411,7 +413,6 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
         }
         None => lost(key),
     }
-    let _ = ctx.as_ptr();
     0
 }
 

@@ -2,8 +2,12 @@
 //!
 //! In: raw tracepoints (their arguments are task pointers, so tracefs is not needed). Out: `TARGETS` kept true at
 //! once, a record for the daemon. A forked child is a target before it runs its first instruction.
+//!
+//! These are rare, so here (and at adoption) is what aya-log says when it is switched on: `AYA_LOG_LEVEL` is 0
+//! otherwise, a constant to the verifier, which drops the code. The sampler and the transfers never log.
 
 use aya_ebpf::{EbpfContext, programs::RawTracePointContext};
+use aya_log_ebpf::debug;
 use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
 
 use super::{
@@ -41,13 +45,14 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
     if TARGETS.insert(pid, target, 0).is_err() {
         count(Stat::TargetsFull);
     }
+    debug!(ctx, "process {} forked {}", ids.pid, pid);
     emit(Fork { header: header(Kind::Fork, ids, now()), child: pid, reserved: 0 });
     0
 }
 
 /// `sched_process_exec`; runs in the process with its new image.
 #[inline(always)]
-pub fn exec() -> i32 {
+pub fn exec(ctx: &RawTracePointContext) -> i32 {
     let ids = ids();
     if let Some(target) = TARGETS.get_ptr_mut(ids.pid) {
         // What was known of the interpreter is gone with the old image.
@@ -55,13 +60,14 @@ pub fn exec() -> i32 {
         unsafe { (*target).flags &= !target_flags::PYTHON };
     }
     let _ = ACTIVE.remove(ids.tid);
+    debug!(ctx, "process {} runs a new program", ids.pid);
     emit::<Header>(header(Kind::Exec, ids, now()));
     0
 }
 
 /// `sched_process_exit`; runs in the thread that ends.
 #[inline(always)]
-pub fn exit() -> i32 {
+pub fn exit(ctx: &RawTracePointContext) -> i32 {
     let set = settings();
     let ids = ids();
     if TARGETS.get_ptr(ids.pid).is_none() {
@@ -78,6 +84,7 @@ pub fn exit() -> i32 {
     if live == 0 {
         let _ = TARGETS.remove(ids.pid);
     }
+    debug!(ctx, "thread {} of process {} ended, {} left", ids.tid, ids.pid, live);
     emit(Exit { header: header(Kind::Exit, ids, now()), live, reserved: 0 });
     0
 }

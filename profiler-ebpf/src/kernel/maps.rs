@@ -62,7 +62,7 @@ pub static SETTINGS: Settings = Settings {
     own_pid: 0,
     adopt_acceptors: 0,
     has_task_pt_regs: 0,
-    log: 0,
+    reserved: 0,
     ring_reserve: 0,
 };
 

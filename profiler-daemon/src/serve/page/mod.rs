@@ -1,4 +1,4 @@
-//! The web page: three files, built in, that need nothing from elsewhere.
+//! The web page: a few files, built in, that need nothing from elsewhere.
 //!
 //! They talk to the API like any other client; what they show of it goes through `textContent`, never as HTML.
 
@@ -15,6 +15,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(async || file("text/html; charset=utf-8", include_str!("index.html"))))
         .route("/style.css", get(async || file("text/css; charset=utf-8", include_str!("style.css"))))
+        .route("/icon.svg", get(async || file("image/svg+xml", include_str!("icon.svg"))))
         .route("/app.js", get(async || file("text/javascript; charset=utf-8", include_str!("app.js"))))
 }
 

@@ -181,6 +181,9 @@ fn measure_the_rate() {
         .list(&Filter { route: Some("/none".into()), ..Filter::default() }, Sort::Newest, 100, None)
         .unwrap();
     println!("a filter without a match: {:.2} s", begin.elapsed().as_secs_f64());
+    let begin = Instant::now();
+    store.reader().list(&Filter::default(), Sort::Slowest, 100, None).unwrap();
+    println!("the slowest: {:.2} s", begin.elapsed().as_secs_f64());
     store.close();
     let begin = Instant::now();
     Store::open(&config(dir.path())).unwrap();
