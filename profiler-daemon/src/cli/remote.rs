@@ -32,7 +32,7 @@ pub fn requests(args: &RequestsArgs) -> Result<ExitCode, CliError> {
         service: args.service.clone(),
         route: args.route.clone(),
         method: args.method.clone(),
-        status: args.status.map(|s| s.to_string()),
+        status: args.status.clone(),
         pid: args.pid.clone().map(|p| p.get()),
         min_duration: args.min_duration.clone().map(duration),
         max_duration: args.max_duration.clone().map(duration),
