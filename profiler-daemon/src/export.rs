@@ -50,7 +50,7 @@ impl ProfileDir {
     /// Writes the request's files, with mode 0600, and tells their paths.
     pub fn write(&self, record: &RequestRecord, profile: &Profile) -> Result<Vec<PathBuf>, ExportError> {
         let stem = stem(&self.template, record)?;
-        let subject = subject(record);
+        let subject = Subject::of(record);
         self.formats
             .iter()
             .map(|format| {
@@ -82,22 +82,6 @@ fn stem(template: &Template, record: &RequestRecord) -> Result<String, ExportErr
         stem.replace_range(..1, "_");
     }
     Ok(format!("{stem}.{id}"))
-}
-
-fn subject(record: &RequestRecord) -> Subject {
-    let status = record.status.map_or_else(|| record.outcome.name().to_owned(), |s| s.to_string());
-    // Milliseconds with one decimal, from integers: 123.4.
-    let tenths = record.duration_ns / 100_000;
-    Subject {
-        title: format!("{} {} {status} - {}.{} ms", record.method, record.route, tenths / 10, tenths % 10),
-        service: record.service.clone(),
-        route: record.route.clone(),
-        method: record.method.clone(),
-        status: record.status,
-        request_id: Some(record.id.clone()),
-        trace_id: record.trace_id.clone(),
-        start: record.start,
-    }
 }
 
 #[cfg(test)]
@@ -188,7 +172,7 @@ mod tests {
         let paths = target.write(&record, &Profile::default()).expect("a written file");
         assert_eq!(paths.len(), 1);
         assert_eq!(fs::metadata(&paths[0]).expect("the file").mode() & 0o7777, 0o600);
-        let expected = render(&Profile::default(), &subject(&record), Format::Text, View::Wall, false);
+        let expected = render(&Profile::default(), &Subject::of(&record), Format::Text, View::Wall, false);
         assert_eq!(fs::read(&paths[0]).expect("the file"), expected);
         assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 1, "no temporary file is left");
     }
@@ -240,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_title_has_the_route_and_not_the_path() {
-        let title = subject(&record("GET", "/orders/17", 123)).title;
+        let title = Subject::of(&record("GET", "/orders/17", 123)).title;
         assert_eq!(title, "GET /orders/{id} 200 - 123.9 ms");
     }
 }

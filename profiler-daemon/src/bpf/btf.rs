@@ -96,10 +96,11 @@ impl<'a> Btf<'a> {
             if self.name(n) == name.as_bytes() {
                 return Some((bits, member_type));
             }
-            if n == 0 && matches!(self.kind(member_type), Some(KIND_STRUCT | KIND_UNION)) {
-                if let Some((inner, found)) = self.member(member_type, name) {
-                    return Some((bits + inner, found));
-                }
+            if n == 0
+                && matches!(self.kind(member_type), Some(KIND_STRUCT | KIND_UNION))
+                && let Some((inner, found)) = self.member(member_type, name)
+            {
+                return Some((bits + inner, found));
             }
         }
         None

@@ -226,10 +226,10 @@ fn program_privilege(error: &ProgramError) -> Option<String> {
 fn denied(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(e) = next {
-        if let Some(io) = e.downcast_ref::<io::Error>() {
-            if matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-                return Some(io.to_string());
-            }
+        if let Some(io) = e.downcast_ref::<io::Error>()
+            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        {
+            return Some(io.to_string());
         }
         next = e.source();
     }

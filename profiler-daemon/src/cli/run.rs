@@ -383,12 +383,12 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
         () = limit => ExitCode::Success,
         _ = ended => ExitCode::Success,
     };
-    if let Some(mut child) = child {
-        if let Some(pid) = child.id() {
-            // SAFETY: no memory is involved; the child has not been waited for, so the pid is its own.
-            unsafe { libc::kill(pid as i32, libc::SIGTERM) };
-            let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
-        }
+    if let Some(mut child) = child
+        && let Some(pid) = child.id()
+    {
+        // SAFETY: no memory is involved; the child has not been waited for, so the pid is its own.
+        unsafe { libc::kill(pid as i32, libc::SIGTERM) };
+        let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
     }
     Ok(code)
 }

@@ -152,27 +152,11 @@ async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> A
         let Some(profile) = context.store.profile(id)? else {
             return Err(ApiError::not_found(format!("no profile is stored for the request {id}")));
         };
-        let subject = subject_of(&record);
+        let subject = Subject::of(&record);
         let body = render(&profile, &subject, format, view, color);
         Ok(document(body, format, &id.to_string()))
     })
     .await
-}
-
-fn subject_of(record: &RequestRecord) -> Subject {
-    let status = record.status.map_or_else(|| record.outcome.name().to_owned(), |s| s.to_string());
-    #[expect(clippy::cast_precision_loss, reason = "a tenth of a millisecond is shown")]
-    let ms = record.duration_ns as f64 / 1e6;
-    Subject {
-        title: format!("{} {} {status} - {ms:.1} ms", record.method, record.route),
-        service: record.service.clone(),
-        route: record.route.clone(),
-        method: record.method.clone(),
-        status: record.status,
-        request_id: Some(record.id.clone()),
-        trace_id: record.trace_id.clone(),
-        start: record.start,
-    }
 }
 
 async fn route_stats(State(app): State<Arc<App>>, uri: Uri) -> Answer {

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::Profile;
+use crate::record::RequestRecord;
 
 /// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +68,31 @@ pub struct Subject {
     pub trace_id: Option<String>,
     /// Start, ns since the epoch; 0 = unknown.
     pub start: i64,
+}
+
+impl Subject {
+    /// One request.
+    pub fn of(record: &RequestRecord) -> Self {
+        let status = record.status.map_or_else(|| record.outcome.name().to_owned(), |s| s.to_string());
+        // Milliseconds with one decimal, from integers: 123.4.
+        let tenths = record.duration_ns / 100_000;
+        Self {
+            title: format!(
+                "{} {} {status} - {}.{} ms",
+                record.method,
+                record.route,
+                tenths / 10,
+                tenths % 10
+            ),
+            service: record.service.clone(),
+            route: record.route.clone(),
+            method: record.method.clone(),
+            status: record.status,
+            request_id: Some(record.id.clone()),
+            trace_id: record.trace_id.clone(),
+            start: record.start,
+        }
+    }
 }
 
 impl Format {
