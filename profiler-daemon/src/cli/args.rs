@@ -269,9 +269,9 @@ pub struct RequestsArgs {
     /// Only this method
     #[arg(long)]
     pub method: Option<String>,
-    /// Only this status
-    #[arg(long, value_parser = clap::value_parser!(u16).range(100..=999))]
-    pub status: Option<u16>,
+    /// Only this status, such as 404, or class, such as 5xx
+    #[arg(long, value_parser = status)]
+    pub status: Option<String>,
     /// Only this process
     #[arg(long)]
     pub pid: Option<Pid>,
@@ -290,6 +290,9 @@ pub struct RequestsArgs {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
+    /// Go on where an earlier list ended, which named this
+    #[arg(long, value_name = "CURSOR")]
+    pub cursor: Option<String>,
 }
 
 /// A stretch of time.
@@ -301,6 +304,14 @@ pub struct WindowArgs {
     /// Up to this time: RFC 3339, or a duration before now
     #[arg(long, value_name = "TIME", value_parser = instant)]
     pub until: Option<jiff::Timestamp>,
+}
+
+/// Checked here and sent as it is: the server's own reading of it.
+fn status(text: &str) -> Result<String, String> {
+    let known = text.parse::<crate::store::StatusFilter>();
+    known
+        .map(|_| text.to_owned())
+        .map_err(|()| "neither a status such as 404 nor a class such as 5xx".to_owned())
 }
 
 fn instant(text: &str) -> Result<jiff::Timestamp, String> {
@@ -469,11 +480,15 @@ mod tests {
 
     #[test]
     fn sort_takes_a_minus() {
-        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5") else {
+        let Ok(Command::Requests(args)) = parse("reqprof requests --sort -duration --limit 5 --cursor 12ab")
+        else {
             panic!()
         };
-        assert_eq!((args.sort.as_str(), args.limit), ("-duration", 5));
+        assert_eq!((args.sort.as_str(), args.limit, args.cursor.as_deref()), ("-duration", 5, Some("12ab")));
         assert!(parse("reqprof requests --sort size").is_err());
+        assert!(parse("reqprof requests --status 404").is_ok());
+        assert!(parse("reqprof requests --status 5xx").is_ok());
+        assert!(parse("reqprof requests --status fast").is_err());
         assert!(parse("reqprof requests --limit 0").is_err());
     }
 }

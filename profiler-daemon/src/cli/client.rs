@@ -198,52 +198,63 @@ fn routes_table(answer: &Value) -> Option<String> {
     Some(table(&headers, &cells.collect::<Vec<_>>()))
 }
 
-/// The table of watched processes.
+/// The table of watched processes, then what does not work on them.
 pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
-    listing(options, "/api/v1/targets", &[], |answer| {
-        // What is known of a target grows from version to version, so every field is a column; those that a process is
-        // looked up by come first.
-        let rows = rows(answer, "targets")?;
-        let mut headers = TARGETS_FIRST.to_vec();
-        for row in rows {
-            for name in row.as_object()?.keys() {
-                if !headers.contains(&name.as_str()) {
-                    headers.push(name);
-                }
-            }
-        }
-        headers.retain(|name| rows.iter().any(|row| row.get(name).is_some()));
-        let cells: Vec<_> =
-            rows.iter().map(|r| headers.iter().map(|name| words(&r[*name])).collect::<Vec<_>>()).collect();
-        let headers: Vec<String> = headers.iter().map(|name| printable(&name.replace('_', " "))).collect();
-        Some(table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &cells))
-    })
+    listing(options, "/api/v1/targets", &[], targets_table)
 }
 
-const TARGETS_FIRST: [&str; 7] =
-    ["pid", "service", "runtime", "ports", "boundary", "interpreter_stacks", "native_stacks"];
-
-/// What is known of one aspect of a target, short enough for a table: what works is told without its details.
-fn words(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => printable(text),
-        Value::Array(items) if items.is_empty() => "-".to_owned(),
-        Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join(","),
-        Value::Object(parts) => match (parts.get("works"), parts.get("name")) {
-            (Some(Value::Bool(true)), _) => "yes".to_owned(),
-            (Some(Value::Bool(false)), _) => match parts.get("detail") {
-                Some(Value::String(detail)) => format!("no: {}", printable(detail)),
-                _ => "no".to_owned(),
-            },
-            (_, Some(name)) => match parts.get("version") {
-                Some(Value::String(version)) => format!("{} {}", words(name), printable(version)),
-                _ => words(name),
-            },
-            _ => printable(&value.to_string()),
-        },
-        other => printable(&other.to_string()),
+/// `answer`: the object that `/api/v1/targets` returns.
+fn targets_table(answer: &Value) -> Option<String> {
+    const FEATURES: [(&str, &str); 3] =
+        [("requests", "boundary"), ("native", "native_stacks"), ("interpreter", "interpreter_stacks")];
+    let rows = rows(answer, "targets")?;
+    let mut remarks = String::new();
+    let mut cells = Vec::new();
+    for row in rows {
+        let list = |name: &str| {
+            let all = row.get(name).and_then(Value::as_array).into_iter().flatten();
+            let all: Vec<_> =
+                all.map(|v| v.as_str().map_or_else(|| printable(&v.to_string()), printable)).collect();
+            if all.is_empty() { "-".to_owned() } else { all.join(",") }
+        };
+        let runtime = |name: &str| row.get("runtime").and_then(|runtime| runtime.get(name));
+        let word = |value: Option<&Value>| value.and_then(Value::as_str).map(printable);
+        let mut line =
+            vec![text(row, "pid"), text(row, "service"), text(row, "comm"), text(row, "exe"), list("ports")];
+        let name = word(runtime("name")).unwrap_or_else(|| "-".to_owned());
+        line.push(
+            word(runtime("version")).map_or_else(|| name.clone(), |version| format!("{name} {version}")),
+        );
+        for (column, field) in FEATURES {
+            let feature = row.get(field);
+            let works = feature.and_then(|f| f.get("works")).and_then(Value::as_bool);
+            line.push(match works {
+                Some(true) => "yes".to_owned(),
+                Some(false) => "no".to_owned(),
+                None => "-".to_owned(),
+            });
+            let why = word(feature.and_then(|f| f.get("detail")));
+            if let (Some(false), Some(why)) = (works, why) {
+                // Writing to a string cannot fail.
+                let _ = writeln!(remarks, "{} {column}: {why}", text(row, "pid"));
+            }
+        }
+        line.push(list("other_protocols"));
+        cells.push(line);
     }
+    let headers = [
+        "pid",
+        "service",
+        "name",
+        "exe",
+        "ports",
+        "runtime",
+        "requests",
+        "native",
+        "interpreter",
+        "also speaks",
+    ];
+    Some(table(&headers, &cells) + &remarks)
 }
 
 /// One request as a text tree, with its profile if there is one; with `--json` the record.
@@ -519,16 +530,32 @@ tail samples    2
     }
 
     #[test]
-    fn what_works_on_a_target_is_one_word_and_what_does_not_has_a_reason() {
-        assert_eq!(words(&json!({"works": true, "detail": "26 sites"})), "yes");
-        assert_eq!(words(&json!({"works": false, "detail": "static\u{7}"})), "no: static\\u{7}");
-        assert_eq!(words(&json!({"name": "python", "version": "3.11.7"})), "python 3.11.7");
-        assert_eq!(words(&json!({"name": "go", "version": null})), "go");
-        assert_eq!(words(&json!([80, 443])), "80,443");
-        assert_eq!(
-            (words(&json!([])), words(&json!(null)), words(&json!(7))),
-            ("-".into(), "-".into(), "7".into())
-        );
+    fn targets_say_what_works_and_why_the_rest_does_not() {
+        let answer = json!({"targets": [{
+            "pid": 7, "ppid": 1, "service": "shop", "comm": "gunicorn", "exe": "/usr/bin/python3.12",
+            "ports": [80, 81], "runtime": {"name": "python", "version": "3.12"},
+            "boundary": {"works": true, "detail": "uprobe"}, "native_stacks": {"works": true, "detail": "x"},
+            "interpreter_stacks": {"works": false, "detail": "Python 3.12 is not supported yet\u{1b}"},
+            "other_protocols": ["TLS"],
+        }]});
+        let shown = targets_table(&answer).unwrap();
+        let lines: Vec<_> = shown.lines().collect();
+        let cells: Vec<_> = lines[1].split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+        let expected = [
+            "7",
+            "shop",
+            "gunicorn",
+            "/usr/bin/python3.12",
+            "80,81",
+            "python 3.12",
+            "yes",
+            "yes",
+            "no",
+            "TLS",
+        ];
+        assert_eq!(cells, expected);
+        assert_eq!(lines[2..], ["7 interpreter: Python 3.12 is not supported yet\\u{1b}"]);
+        assert_eq!(targets_table(&json!({"routes": []})), None);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn requests(args: &RequestsArgs) -> Result<ExitCode, CliError> {
         service: args.service.clone(),
         route: args.route.clone(),
         method: args.method.clone(),
-        status: args.status.map(|s| s.to_string()),
+        status: args.status.clone(),
         pid: args.pid.clone().map(|p| p.get()),
         min_duration: args.min_duration.clone().map(duration),
         max_duration: args.max_duration.clone().map(duration),
@@ -40,7 +40,7 @@ pub fn requests(args: &RequestsArgs) -> Result<ExitCode, CliError> {
         until: args.window.until.map(|t| t.to_string()),
         sort: Some(args.sort.clone()),
         limit: Some(args.limit),
-        cursor: None,
+        cursor: args.cursor.clone(),
     };
     output::stdout(&client::requests(&options(&args.server, args.json), &query)?)
 }

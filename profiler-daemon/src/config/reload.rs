@@ -1,7 +1,8 @@
 //! Reloading: which settings a running daemon takes over at once and which wait for a restart.
 //!
 //! In: the configuration in force and a new, checked one. Out: the configuration to go on with, and the names of
-//! what changed. What is fixed when the kernel side is loaded or the sockets and files are opened waits.
+//! what changed. What is fixed when the kernel side is loaded or the sockets, the store and the folder for files are
+//! opened waits. `applied` is what `session::live_settings` hands to the running pipeline, and nothing else.
 
 use super::Config;
 
@@ -47,11 +48,6 @@ impl Config {
         }
         at_once(&mut applied, "route", &old.routes, routes);
         at_once(&mut applied, "route_patterns", &old.route_patterns, route_patterns);
-        at_once(&mut applied, "store.max_size", &old.store.max_size, &store.max_size);
-        at_once(&mut applied, "store.max_age", &old.store.max_age, &store.max_age);
-        at_once(&mut applied, "prof_path", &old.prof_path, prof_path);
-        at_once(&mut applied, "prof_file", &old.prof_file, prof_file);
-        at_once(&mut applied, "formats", &old.formats, formats);
         at_once(&mut applied, "min_duration", &old.min_duration, min_duration);
 
         fn later<T: PartialEq + Clone>(
@@ -72,6 +68,11 @@ impl Config {
         later(&mut restart, "listen", &old.listen, listen);
         later(&mut restart, "allow_remote", &old.allow_remote, allow_remote);
         later(&mut restart, "store.dir", &old.store.dir, &mut store.dir);
+        later(&mut restart, "store.max_size", &old.store.max_size, &mut store.max_size);
+        later(&mut restart, "store.max_age", &old.store.max_age, &mut store.max_age);
+        later(&mut restart, "prof_path", &old.prof_path, prof_path);
+        later(&mut restart, "prof_file", &old.prof_file, prof_file);
+        later(&mut restart, "formats", &old.formats, formats);
         later(&mut restart, "log_format", &old.log_format, log_format);
         Reload { config, applied, restart }
     }
