@@ -181,13 +181,85 @@ fn compare(name: &str, python: &Python, server_arguments: &[&str], time: Duratio
     assert!(z.libz * 10 > z.burning * 9, "zlib's own time is in libz: {z:?}");
 }
 
-#[test]
-fn sync_workers_of_debians_python() {
-    let name = "sync_workers_of_debians_python";
+/// Each request on a connection of its own: gunicorn's sync workers close after every response.
+const SYNC: &[&str] = &[];
+/// Connections are kept, and the threads of a worker take turns with them.
+const THREADS: &[&str] = &["--worker-class", "gthread", "--threads", "2", "--keep-alive", "30"];
+
+fn run(name: &str, python: impl Fn() -> Result<Python, String>, arguments: &[&str], seconds: u64) {
     if support::can_run(name) {
-        match Python::debian() {
-            Ok(python) => compare(name, &python, &[], Duration::from_secs(30)),
+        match python() {
+            Ok(python) => compare(name, &python, arguments, Duration::from_secs(seconds)),
             Err(reason) => println!("SKIPPED {name}: {reason}"),
         }
+    }
+}
+
+#[test]
+fn sync_workers_of_debians_python() {
+    run("sync_workers_of_debians_python", Python::debian, SYNC, 30);
+}
+
+#[test]
+fn sync_workers_of_pyenvs_python() {
+    run("sync_workers_of_pyenvs_python", Python::pyenv, SYNC, 8);
+}
+
+#[test]
+fn kept_connections_of_debians_python() {
+    run("kept_connections_of_debians_python", Python::debian, THREADS, 8);
+}
+
+#[test]
+fn kept_connections_of_pyenvs_python() {
+    run("kept_connections_of_pyenvs_python", Python::pyenv, THREADS, 8);
+}
+
+/// Bodies, none, chunks, and an end by closing: every byte is counted, and the next request is not disturbed.
+fn corner_cases(server: &Gunicorn) -> Vec<Exchange> {
+    let mut client = Client::new(server.port);
+    let body: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
+    let chunked = b"POST /echo/2 HTTP/1.1\r\nHost: truth\r\nTransfer-Encoding: chunked\r\n\r\n\
+        5\r\nhello\r\n6;an=extension\r\n world\r\n0\r\nA-Trailer: 1\r\n\r\n";
+    let no_keep_alive = b"GET /chunked/9?n=5 HTTP/1.0\r\nHost: truth\r\n\r\n";
+    let mut request = |method: &str, target: &str, body: &[u8]| {
+        client.request(method, target, body).unwrap_or_else(|e| panic!("{method} {target}: {e}"))
+    };
+    let mut done = vec![
+        request("POST", "/echo/1", &body),
+        request("GET", "/missing/3", b""),
+        request("GET", "/empty/4", b""),
+        request("HEAD", "/a/5", b""),
+        request("GET", "/chunked/6?n=100", b""),
+        request("GET", "/large/7", b""),
+        request("GET", "/sleep/8?ms=50", b""),
+        request("PUT", "/b/10?a=1&b=2", b"x"),
+        request("DELETE", "/c/11", b""),
+    ];
+    done.push(client.send("POST", "/echo/2", chunked).expect("an answer to chunks"));
+    done.push(client.send("GET", "/chunked/9?n=5", no_keep_alive).expect("an answer to HTTP/1.0"));
+    let statuses: Vec<u16> = done.iter().map(|exchange| exchange.status).collect();
+    assert_eq!(statuses, [200, 404, 204, 200, 200, 200, 200, 200, 200, 200, 200]);
+    assert!(done[0].text().starts_with("200000 "));
+    assert!(done[9].text().starts_with("11 "));
+    assert_eq!(done[5].body.len(), 1 << 20);
+    done
+}
+
+#[test]
+fn every_byte_of_every_kind_of_message_is_counted() {
+    let name = "every_byte_of_every_kind_of_message_is_counted";
+    let Some(python) = support::any_python(name) else { return };
+    for arguments in [SYNC, THREADS] {
+        let server = Gunicorn::start(&python, 1, arguments);
+        let daemon = Daemon::start(&["--pid", &server.master().to_string()]);
+        let exchanges = corner_cases(&server);
+        let records = daemon.records_by_path("", exchanges.len());
+        assert_eq!(records.len(), exchanges.len());
+        for exchange in &exchanges {
+            check_record(&records[exchange.path()], exchange);
+        }
+        assert!(number(&records["/sleep/8"], "duration_ns") >= 50_000_000);
+        check_status(&daemon.status(), 0);
     }
 }

@@ -78,7 +78,12 @@ impl Client {
         message.push_str("\r\n");
         let mut message = message.into_bytes();
         message.extend_from_slice(body);
-        let exchange = self.exchange(method, target, &message);
+        self.send(method, target, &message)
+    }
+
+    /// Sends these bytes, which are a request of this method and target, and reads the whole answer.
+    pub fn send(&mut self, method: &str, target: &str, message: &[u8]) -> io::Result<Exchange> {
+        let exchange = self.exchange(method, target, message);
         if exchange.is_err() {
             self.stream = None;
         }

@@ -52,6 +52,27 @@ pub fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
+/// The BPF programs that a process holds, by the kernel's number: never used twice.
+pub fn bpf_programs(pid: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("our own process");
+    let texts = entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+    let mut ids: Vec<u32> = texts
+        .flat_map(|text| {
+            let id = |line: &str| line.strip_prefix("prog_id:")?.trim().parse().ok();
+            text.lines().filter_map(id).collect::<Vec<u32>>()
+        })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Which of these BPF programs the kernel still has.
+pub fn still_loaded(ids: &[u32]) -> Vec<u32> {
+    let loaded = aya::programs::loaded_programs().flatten().map(|program| program.id());
+    loaded.filter(|id| ids.contains(id)).collect()
+}
+
 /// A process and all that it starts; ends with this value.
 #[derive(Debug)]
 pub struct Group {
