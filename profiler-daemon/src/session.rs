@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::bpf::{
     self, HashOf, KernelStats, LoadError, Options, ProbeState, ProbeTable, RunTimes, sys, total,
 };
-use crate::bpf::{ActiveValue, ConnectionValue};
+use crate::bpf::{ActiveValue, Connections};
 use crate::config::{Config, Selection};
 use crate::pipeline::{
     BATCHES, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer, Reader, Stats,
@@ -59,7 +59,7 @@ pub struct Gauges {
     kernel: KernelStats,
     run_times: RunTimes,
     active: HashOf<u32, ActiveValue>,
-    connections: HashOf<u64, ConnectionValue>,
+    connections: Connections,
     started: jiff::Timestamp,
 }
 
@@ -116,6 +116,7 @@ impl Session {
             kernel.object,
             kernel.logger,
             kernel.targets,
+            kernel.connections.clone(),
             u64::from(config.freq),
             probes.clone(),
             targets.clone(),
@@ -136,7 +137,7 @@ impl Session {
             kernel: kernel.stats,
             run_times,
             active: kernel.active,
-            connections: kernel.connections,
+            connections: kernel.connections.clone(),
             started: jiff::Timestamp::now(),
         });
 
@@ -153,6 +154,7 @@ impl Session {
             finisher.run(&from_reader);
         })?;
         let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
+        reader.connections = Some(kernel.connections.clone());
         if let Some(path) = &outputs.recorder {
             reader.recorder = Some(Recorder::create(path, epoch)?);
         }
@@ -240,7 +242,7 @@ impl Gauges {
             m.set_unwind_errors(kind_name(*kind), reason, *n);
         }
         m.set_map("targets", self.targets.list().len() as u64, 16_384);
-        m.set_map("connections", self.connections.keys().take(65_536).count() as u64, 65_536);
+        m.set_map("connections", self.connections.len() as u64, 65_536);
         m.set_map("active", self.active.keys().take(16_384).count() as u64, 16_384);
         for (program, ns, _) in self.run_times.read() {
             m.set_probe_seconds(program, ns as f64 / 1e9);

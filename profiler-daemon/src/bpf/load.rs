@@ -9,7 +9,7 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ActiveValue, ConnectionValue, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
+    ActiveValue, Connections, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -65,7 +65,7 @@ pub type HashOf<K, V> = aya::maps::HashMap<MapData, K, V>;
 pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
-    pub connections: HashOf<u64, ConnectionValue>,
+    pub connections: Connections,
     pub active: HashOf<u32, ActiveValue>,
     pub stats: KernelStats,
     /// The programs. Dropping it detaches everything.
@@ -154,7 +154,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     };
     let ring = Ring::new(take(&mut object, "EVENTS")?)?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
-    let connections = hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?;
+    let connections = Connections::new(hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?);
     let active = hash(take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
     Ok(Kernel { ring, targets, connections, active, stats, object, logger, offsets_known })

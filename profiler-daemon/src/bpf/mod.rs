@@ -5,6 +5,7 @@
 
 mod boundary;
 mod btf;
+mod connections;
 mod load;
 mod ring;
 mod sampler;
@@ -12,6 +13,7 @@ mod stats;
 pub mod sys;
 
 pub use boundary::{BoundaryProbes, LibraryKey};
+pub use connections::Connections;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
 pub use ring::Ring;
 pub use sampler::CpuSampler;

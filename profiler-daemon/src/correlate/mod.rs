@@ -6,6 +6,8 @@
 mod engine;
 pub mod http;
 pub mod route;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 pub use engine::{Counters, Engine, Finished, Output, ProcessEvent, RequestKey};

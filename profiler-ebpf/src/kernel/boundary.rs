@@ -17,7 +17,8 @@ use super::{
     task::{Current, Ids, header, ids, now, read_user},
 };
 
-const MSG_PEEK: u64 = 2;
+/// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
+const NOT_STREAM: u64 = 0x1 | 0x2 | 0x2000;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
 
@@ -72,7 +73,7 @@ pub fn recv(ctx: &ProbeContext) -> u32 {
         return 0;
     }
     let r = regs(ctx);
-    if r.r10 & MSG_PEEK != 0 || r.rdx == 0 {
+    if r.r10 & NOT_STREAM != 0 || r.rdx == 0 {
         return 0;
     }
     let buffer = Buffer::Flat(r.rsi);
@@ -126,7 +127,7 @@ pub fn recvmsg(ctx: &ProbeContext) -> u32 {
         return 0;
     }
     let r = regs(ctx);
-    if r.rdx & MSG_PEEK != 0 {
+    if r.rdx & NOT_STREAM != 0 {
         return 0;
     }
     let buffer = message(r.rsi);
@@ -224,6 +225,9 @@ fn transfer(ctx: &ProbeContext, ids: Ids, fd: u32, call: Call) -> u32 {
         Some(conn) => conn,
         None => {
             if !call.discover || call.result < 4 {
+                return 0;
+            }
+            if serves(ids.tid) {
                 return 0;
             }
             match discover(key, &call.buffer) {
@@ -324,6 +328,18 @@ fn deactivate(tid: u32, key: u64) {
     if mine {
         let _ = ACTIVE.remove(tid);
     }
+}
+
+/// Whether the thread is within a request that it has not begun to answer. What it receives elsewhere is then an
+/// answer to itself, however much it looks like a request.
+#[inline(always)]
+fn serves(tid: u32) -> bool {
+    // SAFETY: lookups; the values are only read.
+    let Some(active) = (unsafe { ACTIVE.get(tid) }) else { return false };
+    let (activation, key) = (active.activation, active.key);
+    // SAFETY: as above.
+    let Some(conn) = (unsafe { CONNECTIONS.get(key) }) else { return false };
+    conn.activation == activation && conn.in_state != connection_state::RESPONDED
 }
 
 /// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method.
