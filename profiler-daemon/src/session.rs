@@ -115,6 +115,7 @@ impl Session {
             kernel.object,
             kernel.logger,
             kernel.targets,
+            kernel.connections.clone(),
             u64::from(config.freq),
             probes.clone(),
             targets.clone(),
@@ -153,7 +154,8 @@ impl Session {
             finisher.run(&from_reader);
         })?;
         let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
-        reader.loss = Some(Loss::new(kernel_stats, kernel.connections));
+        reader.loss = Some(Loss::new(kernel_stats, kernel.connections.clone()));
+        reader.connections = Some(kernel.connections);
         if let Some(path) = &outputs.recorder {
             reader.recorder = Some(Recorder::create(path, epoch)?);
         }

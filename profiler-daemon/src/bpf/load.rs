@@ -9,8 +9,8 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ActiveValue, ConnectionValue, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue,
-    TargetValue, btf,
+    ActiveValue, ConnectionValue, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring,
+    SettingsValue, TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -66,7 +66,7 @@ pub type HashOf<K, V> = aya::maps::HashMap<MapData, K, V>;
 pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
-    pub connections: HashOf<u64, ConnectionValue>,
+    pub connections: Connections,
     /// For counting.
     pub connection_entries: Option<Entries>,
     pub active_entries: Option<Entries>,
@@ -169,7 +169,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
     let connections = take(&mut object, "CONNECTIONS")?;
     let connection_entries = entries::<u64, ConnectionValue>(&connections, "CONNECTIONS")?;
-    let connections = hash(connections, "CONNECTIONS")?;
+    let connections = Connections::new(hash(connections, "CONNECTIONS")?);
     let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
     Ok(Kernel {

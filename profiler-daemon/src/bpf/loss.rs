@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use profiler_common::{ConnId, Stat, connection_key};
+use profiler_common::{ConnId, Stat};
 
-use super::{ConnectionValue, HashOf, KernelStats, total};
+use super::{Connections, KernelStats, total};
 
 /// Asked by the reader, to close what was closed unseen.
 pub struct Loss {
     stats: Arc<KernelStats>,
-    connections: HashOf<u64, ConnectionValue>,
+    connections: Connections,
 }
 
 impl Loss {
-    pub fn new(stats: Arc<KernelStats>, connections: HashOf<u64, ConnectionValue>) -> Self {
+    pub fn new(stats: Arc<KernelStats>, connections: Connections) -> Self {
         Self { stats, connections }
     }
 
@@ -24,8 +24,6 @@ impl Loss {
 
     /// Whether the kernel side still follows this very connection.
     pub fn is_open(&self, conn: ConnId) -> bool {
-        self.connections
-            .get(&connection_key(conn.pid, conn.fd), 0)
-            .is_ok_and(|value| value.0.generation == conn.generation)
+        self.connections.is_open(conn)
     }
 }

@@ -5,6 +5,7 @@
 
 mod boundary;
 mod btf;
+mod connections;
 mod entries;
 mod load;
 mod loss;
@@ -14,6 +15,7 @@ mod stats;
 pub mod sys;
 
 pub use boundary::{BoundaryProbes, LibraryKey};
+pub use connections::Connections;
 pub use entries::Entries;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
 pub use loss::Loss;

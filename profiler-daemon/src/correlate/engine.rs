@@ -6,7 +6,7 @@
 //! Sample ─► its thread's activation ─► that connection's current request ─► attributed, or counted by reason
 //! ```
 
-use profiler_common::{ConnId, DIR_IN, Data, flags};
+use profiler_common::{ConnId, DIR_IN, Data, Header, flags};
 use rustc_hash::FxHashMap;
 
 use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
@@ -33,6 +33,14 @@ pub const AUDIT_EVERY: u64 = 6_000_000_000;
 const CONNECTIONS_MAX: usize = 65_536;
 /// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
 const THREADS_MAX: usize = 65_536;
+/// When there are that many, those that began nothing for so long make room, ns: the end of a thread may be lost.
+const THREAD_IDLE: u64 = 60_000_000_000;
+/// Between two attempts to make room, ns: each looks at every thread.
+const PRUNE_EVERY: u64 = 1_000_000_000;
+
+/// Errors after which a connection carries nothing more.
+const ENDED: [i32; 6] =
+    [libc::EPIPE, libc::ECONNRESET, libc::ECONNABORTED, libc::ETIMEDOUT, libc::ENOTCONN, libc::EBADF];
 
 /// What the correlator found out.
 #[derive(Debug)]
@@ -53,6 +61,8 @@ pub enum Output<'a> {
         key: RequestKey,
     },
     Process(ProcessEvent),
+    /// This connection's process ended, or runs another program, without closing it: the kernel side knows it still.
+    Left(ConnId),
     /// A connection of this process speaks something else.
     Protocol {
         pid: u32,
@@ -140,6 +150,10 @@ struct Request {
     samples: u64,
     lost: u64,
     attributed: bool,
+    /// Samples after what looks like the end of its response.
+    tail: u64,
+    /// Its thread began another one meanwhile.
+    overlapped: bool,
 }
 
 /// See the module.
@@ -153,6 +167,7 @@ pub struct Engine {
     trailing: FxHashMap<RequestKey, Finished>,
     next_key: RequestKey,
     counters: Counters,
+    pruned: u64,
     /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
     scratch: Vec<Found>,
 }
@@ -179,12 +194,12 @@ impl Engine {
             Event::Data { data, captured } => self.data(data, captured, sink),
             Event::Accept(header, conn) => {
                 // A descriptor that is accepted anew was closed, whether or not that reached us.
-                self.close(*conn, header.time, 0, false, sink);
+                self.close_place((conn.pid, conn.fd), header.time, true, sink);
                 self.insert(*conn, Connection::accepted());
                 sink(Output::Process(ProcessEvent::Accepted { pid: header.pid }));
             }
             Event::Close(header, conn) => {
-                self.close(*conn, header.time, header.lost, true, sink);
+                self.close(*conn, header, sink);
                 // A close ends the tail of what its thread did on the connection.
                 let thread = self.threads.get(&header.tid);
                 let here = thread.filter(|thread| thread.place == Some((conn.pid, conn.fd)));
@@ -193,6 +208,8 @@ impl Engine {
                 }
             }
             Event::Fork { header, child } => {
+                // Whatever had this pid before is gone, whether or not that reached us.
+                self.end_process(*child, header.time, sink);
                 sink(Output::Process(ProcessEvent::Forked { parent: header.pid, child: *child }));
             }
             Event::Exec(header) => {
@@ -220,9 +237,9 @@ impl Engine {
             let Some(conn) = self.conn(place) else { continue };
             let silent = now.saturating_sub(conn.machine.last_activity());
             if silent > IDLE_AFTER {
-                self.drive(place, sink, |machine, events| machine.idle(events));
+                self.drive(place, 0, sink, |machine, events| machine.idle(events));
             } else if silent > FLUSH_AFTER {
-                self.drive(place, sink, |machine, events| machine.flush(events));
+                self.drive(place, 0, sink, |machine, events| machine.flush(events));
             }
         }
     }
@@ -253,8 +270,12 @@ impl Engine {
         self.end_process(pid, now, sink);
     }
 
-    /// Ends everything, at the end of a recording or of the daemon: what is open stays incomplete.
+    /// The end of a recording or of the daemon: what looks over is, what is open is given up.
     pub fn finish(&mut self, sink: Sink<'_>) {
+        let places: Vec<Place> = self.open.values().map(|request| request.place).collect();
+        for place in places {
+            self.drive(place, 0, sink, |machine, events| machine.flush(events));
+        }
         let trailing: Vec<RequestKey> = self.trailing.keys().copied().collect();
         for key in trailing {
             self.release(key, sink);
@@ -293,6 +314,8 @@ impl Engine {
         let place = (data.conn.pid, data.conn.fd);
         match self.conn(place).map(|conn| conn.generation) {
             Some(generation) if generation == data.conn.generation => {}
+            // A call on the descriptor's former connection that returns late.
+            Some(generation) if generation > data.conn.generation => return,
             known => {
                 if known.is_some() {
                     // The descriptor was closed and used again, and neither reached us.
@@ -305,12 +328,18 @@ impl Engine {
         }
         let header = &data.header;
         if data.errno != 0 {
-            let time = header.time;
-            self.drive(place, sink, |machine, events| machine.reset(time, events));
+            // Other errors say something about the call: sendfile from what is no file, a bad address.
+            if ENDED.contains(&(data.errno as i32)) {
+                let time = header.time;
+                self.drive(place, header.tid, sink, |machine, events| machine.reset(time, events));
+            }
             return;
         }
         if data.advance == 0 {
             return; // the client will send no more; the server may still answer
+        }
+        if data.direction != DIR_IN {
+            self.writes(place, header.tid, header.lost, sink);
         }
         let blind = header.flags & flags::PIPELINE_OVERFLOW != 0;
         let piece = Piece {
@@ -325,11 +354,40 @@ impl Engine {
             tail_len: data.tail_len as u8,
             lost: header.lost + u32::from(blind),
         };
-        self.drive(place, sink, |machine, events| machine.piece(&piece, events));
+        self.drive(place, header.tid, sink, |machine, events| machine.piece(&piece, events));
     }
 
-    /// Lets a connection's machine work, and acts on what it says.
-    fn drive(&mut self, place: Place, sink: Sink<'_>, work: impl FnOnce(&mut Connection, http::Sink<'_>)) {
+    /// A thread writes on a connection. One that serves one request at a time has none open elsewhere.
+    fn writes(&mut self, place: Place, tid: u32, lost: u32, sink: Sink<'_>) {
+        let Some(thread) = self.threads.get(&tid).filter(|thread| !thread.open.is_empty()) else { return };
+        let of = |key: &RequestKey| self.open.get(key).map(|request| request.place);
+        if thread.open.iter().any(|key| of(key) == Some(place)) {
+            return; // its own answer; the overlap, if any, was noticed when the later one began
+        }
+        let others = thread.open.clone();
+        // What was upgraded, or never was HTTP, may be written to by whoever serves a request.
+        let Some(conn) = self.connections.get(&place.0).and_then(|fds| fds.get(&place.1)) else { return };
+        if conn.machine.is_over() {
+            return;
+        }
+        for key in others {
+            self.overlap(key, sink);
+        }
+        if lost == 0 && self.connections[&place.0][&place.1].machine.is_open() {
+            if let Some(thread) = self.threads.get_mut(&tid) {
+                thread.interleaves = true;
+            }
+        }
+    }
+
+    /// Lets a connection's machine work, and acts on what it says. `actor`: the thread that made it, 0 = time.
+    fn drive(
+        &mut self,
+        place: Place,
+        actor: u32,
+        sink: Sink<'_>,
+        work: impl FnOnce(&mut Connection, http::Sink<'_>),
+    ) {
         let mut found = std::mem::take(&mut self.scratch);
         if let Some(conn) = self.conn(place) {
             work(&mut conn.machine, &mut |event| {
@@ -353,8 +411,10 @@ impl Engine {
                 }
                 Found::Activation { seq, activation } => {
                     if let Some(key) = self.key_of(place, seq) {
-                        let tid = self.open.get(&key).map(|request| request.tid);
-                        if let Some(thread) = tid.and_then(|tid| self.threads.get_mut(&tid)) {
+                        let tid = self.open.get(&key).map_or(0, |request| request.tid);
+                        if tid != actor {
+                            self.revoke(key, sink); // another thread reads on: it was handed over
+                        } else if let Some(thread) = self.threads.get_mut(&tid) {
                             (thread.activation, thread.place) = (activation, Some(place));
                         }
                     }
@@ -362,11 +422,7 @@ impl Engine {
                 Found::Discarded { seq } => {
                     if let Some(key) = self.take_key(place, seq) {
                         self.counters.requests_discarded += 1;
-                        if let Some(request) = self.open.remove(&key) {
-                            self.forget_open(request.tid, key);
-                            self.counters.samples_revoked += request.samples;
-                        }
-                        sink(Output::Discard { key });
+                        self.discard(key, sink);
                     }
                 }
                 Found::Finished(exchange) => self.finished(place, *exchange, sink),
@@ -387,21 +443,28 @@ impl Engine {
         Some(requests.swap_remove(at).1)
     }
 
-    fn forget_open(&mut self, tid: u32, key: RequestKey) {
-        if let Some(thread) = self.threads.get_mut(&tid) {
-            thread.forget(key);
+    fn discard(&mut self, key: RequestKey, sink: Sink<'_>) {
+        if let Some(request) = self.open.remove(&key) {
+            if let Some(thread) = self.threads.get_mut(&request.tid) {
+                thread.forget(key);
+            }
+            self.counters.samples_attributed -= request.samples;
+            self.counters.samples_revoked += request.samples;
+            sink(Output::Discard { key });
         }
     }
 
     fn started(&mut self, place: Place, seq: u64, time: u64, tid: u32, activation: u64, sink: Sink<'_>) {
-        if !self.threads.contains_key(&tid) && self.threads.len() >= THREADS_MAX {
-            self.counters.refused += 1;
+        self.make_room(tid, time);
+        // A thread of another process had this id, and its end did not reach us.
+        if self.threads.get(&tid).is_some_and(|thread| thread.pid != place.0) {
+            self.forget_thread(tid, sink);
         }
+        let interleaves = self.interleaves(place, tid, sink);
         // The tail of what this thread did before is over.
         if let Some(key) = self.threads.get_mut(&tid).and_then(|thread| thread.tail.take()) {
             self.release(key, sink);
         }
-        let interleaves = self.interleaves(place, tid, sink);
         self.next_key += 1;
         let key = self.next_key;
         if let Some(conn) = self.conn(place) {
@@ -414,50 +477,64 @@ impl Engine {
             let thread = self.threads.entry(tid).or_default();
             thread.pid = place.0;
             (thread.activation, thread.place) = (activation, Some(place));
+            thread.began = time;
             thread.open.push(key);
         } else {
+            self.counters.refused += 1;
             attributed = false;
         }
-        self.open.insert(key, Request { place, tid, start: time, samples: 0, lost: 0, attributed });
+        let request =
+            Request { place, tid, start: time, samples: 0, lost: 0, attributed, tail: 0, overlapped: false };
+        self.open.insert(key, request);
     }
 
-    /// Whether this thread has a request open on another connection: then it is an event loop, and no sample of
-    /// the requests involved can be trusted.
+    /// Forgets threads that did nothing for long, when there are too many.
+    fn make_room(&mut self, tid: u32, time: u64) {
+        let full = self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid);
+        if full && time.saturating_sub(self.pruned) > PRUNE_EVERY {
+            self.pruned = time;
+            self.threads.retain(|_, thread| {
+                !thread.open.is_empty()
+                    || thread.tail.is_some()
+                    || time.saturating_sub(thread.began) < THREAD_IDLE
+            });
+        }
+    }
+
+    fn forget_thread(&mut self, tid: u32, sink: Sink<'_>) {
+        if let Some(key) = self.threads.remove(&tid).and_then(|thread| thread.tail) {
+            self.release(key, sink);
+        }
+    }
+
+    /// Whether this thread has a request open on another connection: then no sample of the requests involved can be
+    /// trusted. That it is an event loop is only known when that request goes on: its end may have been lost.
     fn interleaves(&mut self, place: Place, tid: u32, sink: Sink<'_>) -> bool {
-        let Some(thread) = self.threads.get(&tid) else { return false };
-        if thread.interleaves {
-            return true;
-        }
-        let others: Vec<Place> = thread
-            .open
-            .iter()
-            .filter_map(|key| self.open.get(key).map(|request| request.place))
-            .filter(|other| *other != place)
-            .collect();
-        if others.is_empty() {
-            return false;
-        }
-        for other in others {
+        let others = self.open_elsewhere(place, tid);
+        for key in &others {
             // A chunked response whose end was seen is only waiting for proof.
-            self.drive(other, sink, |machine, events| machine.flush(events));
+            if let Some(other) = self.open.get(key).map(|request| request.place) {
+                self.drive(other, 0, sink, |machine, events| machine.flush(events));
+            }
         }
-        let Some(thread) = self.threads.get(&tid) else { return false };
-        let open: Vec<RequestKey> = thread
-            .open
-            .iter()
-            .copied()
-            .filter(|key| self.open.get(key).is_some_and(|request| request.place != place))
-            .collect();
-        if open.is_empty() {
-            return false;
+        let others = self.open_elsewhere(place, tid);
+        for key in &others {
+            self.overlap(*key, sink);
         }
-        for key in open {
-            self.revoke(key, sink);
+        !others.is_empty() || self.threads.get(&tid).is_some_and(|thread| thread.interleaves)
+    }
+
+    fn open_elsewhere(&self, place: Place, tid: u32) -> Vec<RequestKey> {
+        let Some(thread) = self.threads.get(&tid) else { return Vec::new() };
+        let elsewhere = |key: &&RequestKey| self.open.get(key).is_some_and(|request| request.place != place);
+        thread.open.iter().filter(elsewhere).copied().collect()
+    }
+
+    fn overlap(&mut self, key: RequestKey, sink: Sink<'_>) {
+        self.revoke(key, sink);
+        if let Some(request) = self.open.get_mut(&key) {
+            request.overlapped = true;
         }
-        if let Some(thread) = self.threads.get_mut(&tid) {
-            thread.interleaves = true;
-        }
-        true
     }
 
     fn revoke(&mut self, key: RequestKey, sink: Sink<'_>) {
@@ -474,8 +551,10 @@ impl Engine {
 
     fn finished(&mut self, place: Place, exchange: Exchange, sink: Sink<'_>) {
         let Some(key) = self.take_key(place, exchange.seq) else { return };
-        if exchange.handoff {
-            // Another thread answered, so the one that received did not do the work.
+        // Another thread answered, so the one that received did not do the work. Or the end was not seen: the thread
+        // may have gone on to a pipelined request that was not seen either, under the same activation.
+        let unsure = exchange.lost > 0 && exchange.outcome != Outcome::Complete;
+        if exchange.handoff || unsure {
             self.revoke(key, sink);
         }
         let Some(request) = self.open.remove(&key) else { return };
@@ -483,26 +562,25 @@ impl Engine {
             key,
             pid: place.0,
             attributed: request.attributed,
-            tail_samples: 0,
+            tail_samples: request.tail,
             lost: request.lost + u64::from(exchange.lost),
             exchange,
         };
-        let thread = self.threads.get_mut(&request.tid);
-        match thread {
-            Some(thread) => {
-                thread.forget(key);
-                let busy = request.attributed
-                    && thread.open.is_empty()
-                    && !matches!(finished.exchange.outcome, Outcome::Exit);
-                if busy {
-                    if let Some(old) = thread.tail.replace(key) {
-                        self.release(old, sink);
-                    }
-                    self.trailing.insert(key, finished);
-                    return;
-                }
+        if let Some(thread) = self.threads.get_mut(&request.tid) {
+            thread.forget(key);
+            let exchange = &finished.exchange;
+            // It went on after another had begun, and nothing was lost: the thread does several things at a time.
+            if request.overlapped && !exchange.handoff && exchange.lost == 0 {
+                thread.interleaves = true;
             }
-            None => {}
+            let busy = request.attributed && thread.open.is_empty() && exchange.outcome != Outcome::Exit;
+            if busy {
+                if let Some(old) = thread.tail.replace(key) {
+                    self.release(old, sink);
+                }
+                self.trailing.insert(key, finished);
+                return;
+            }
         }
         sink(Output::Finished(Box::new(finished)));
     }
@@ -539,16 +617,22 @@ impl Engine {
         let current = place.and_then(|place| {
             let conn = self.connections.get(&place.0)?.get(&place.1)?;
             let seq = conn.machine.current()?.seq;
-            conn.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)
+            let key = conn.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)?;
+            Some((key, conn.machine.looks_over()))
         });
-        let request = current.and_then(|key| Some((key, self.open.get_mut(&key)?)));
+        let request = current.and_then(|(key, over)| Some((key, over, self.open.get_mut(&key)?)));
         match request {
-            Some((key, request))
+            Some((key, over, request))
                 if request.tid == sample.header.tid && sample.header.time >= request.start =>
             {
                 request.lost += lost;
                 if !request.attributed {
                     self.counters.samples_interleaved += 1;
+                    return;
+                }
+                if over {
+                    request.tail += 1;
+                    self.counters.samples_after_response += 1;
                     return;
                 }
                 request.samples += 1;
@@ -566,16 +650,17 @@ impl Engine {
         }
     }
 
-    fn close(&mut self, id: ConnId, time: u64, lost: u32, seen: bool, sink: Sink<'_>) {
+    fn close(&mut self, id: ConnId, header: &Header, sink: Sink<'_>) {
         let place = (id.pid, id.fd);
-        let known = self.conn(place).map(|conn| conn.generation);
-        match known {
+        match self.conn(place).map(|conn| conn.generation) {
+            // Its own record came late, or it was never known.
+            Some(generation) if generation > id.generation => {}
             None => {}
-            Some(generation) if seen && generation == id.generation && lost == 0 => {
-                self.close_place(place, time, false, sink);
+            Some(generation) => {
+                // Another use of the descriptor, or what came before the close did not all reach us.
+                let gap = generation != id.generation || header.lost > 0;
+                self.close_place(place, header.time, gap, sink);
             }
-            // Another use of the descriptor, or what came before the close did not all reach us.
-            Some(_) => self.close_place(place, time, true, sink),
         }
     }
 
@@ -594,28 +679,21 @@ impl Engine {
                 tail_len: 0,
                 lost: 1,
             };
-            self.drive(place, sink, |machine, events| machine.piece(&missing, events));
+            self.drive(place, 0, sink, |machine, events| machine.piece(&missing, events));
         }
-        self.drive(place, sink, |machine, events| machine.close(time, events));
+        self.drive(place, 0, sink, |machine, events| machine.close(time, events));
         let fds = self.connections.get_mut(&place.0);
         if let Some(conn) = fds.and_then(|fds| fds.remove(&place.1)) {
             self.connection_count -= 1;
             // The machine has ended them all; should one be left, it is not to stay open for ever.
             for (_, key) in conn.requests {
-                if let Some(request) = self.open.remove(&key) {
-                    self.forget_open(request.tid, key);
-                }
-                sink(Output::Discard { key });
+                self.discard(key, sink);
             }
         }
     }
 
     fn exit(&mut self, pid: u32, tid: u32, time: u64, live: u32, sink: Sink<'_>) {
-        if let Some(thread) = self.threads.remove(&tid) {
-            if let Some(key) = thread.tail {
-                self.release(key, sink);
-            }
-        }
+        self.forget_thread(tid, sink);
         match live {
             0 => {
                 self.end_process(pid, time, sink);
@@ -630,21 +708,19 @@ impl Engine {
         let fds: Vec<u32> =
             self.connections.get(&pid).map(|fds| fds.keys().copied().collect()).unwrap_or_default();
         for fd in fds {
-            self.drive((pid, fd), sink, |machine, events| machine.exit(time, events));
+            self.drive((pid, fd), 0, sink, |machine, events| machine.exit(time, events));
         }
-        if let Some(fds) = self.connections.remove(&pid) {
-            self.connection_count -= fds.len();
+        for (fd, conn) in self.connections.remove(&pid).unwrap_or_default() {
+            self.connection_count -= 1;
+            for (_, key) in conn.requests {
+                self.discard(key, sink);
+            }
+            sink(Output::Left(ConnId { generation: conn.generation, pid, fd }));
         }
-        let tails: Vec<RequestKey> = self
-            .threads
-            .values()
-            .filter(|thread| thread.pid == pid)
-            .filter_map(|thread| thread.tail)
-            .collect();
-        for key in tails {
-            self.release(key, sink);
+        let threads: Vec<u32> =
+            self.threads.iter().filter(|(_, thread)| thread.pid == pid).map(|(tid, _)| *tid).collect();
+        for tid in threads {
+            self.forget_thread(tid, sink);
         }
-        self.threads.retain(|_, thread| thread.pid != pid);
-        self.open.retain(|_, request| request.place.0 != pid);
     }
 }

@@ -6,6 +6,8 @@
 mod engine;
 pub mod http;
 pub mod route;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 pub use engine::{AUDIT_EVERY, Counters, Engine, Finished, Output, ProcessEvent, RequestKey};

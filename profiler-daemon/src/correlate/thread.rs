@@ -1,8 +1,9 @@
 //! What one thread is working on.
 //!
 //! The rule that attribution stands on: a thread that serves one request at a time works for the request it began
-//! last. A thread that begins a request while another of its own is open (an event loop) breaks the rule, and from
-//! then on nothing is attributed to it, ever: no guess is better than a wrong one.
+//! last. While two of its own are open nothing is attributed to either: no guess is better than a wrong one. When the
+//! older one then goes on, the thread is an event loop, and nothing is attributed to it any more, ever. When it does
+//! not, its end was lost, and the rule holds again as soon as that is clear.
 
 use super::engine::{Place, RequestKey};
 
@@ -16,7 +17,9 @@ pub struct Thread {
     pub place: Option<Place>,
     /// Requests it began that are not finished.
     pub open: Vec<RequestKey>,
-    /// It was seen with two requests at once.
+    /// When it began the last one, ns.
+    pub began: u64,
+    /// It was seen going on with one request after it had begun another.
     pub interleaves: bool,
     /// The request it finished last, while its tail may still go on.
     pub tail: Option<RequestKey>,

@@ -30,6 +30,11 @@ pub struct SampleEvent<'a> {
 }
 
 impl SampleEvent<'_> {
+    /// One without a stack.
+    #[cfg(test)]
+    pub fn bare(sample: Sample) -> Self {
+        Self { sample, user: &[], kernel: &[] }
+    }
     pub fn user(&self) -> impl ExactSizeIterator<Item = RawFrame> {
         self.user.chunks_exact(size_of::<RawFrame>()).map(pod::<RawFrame>)
     }

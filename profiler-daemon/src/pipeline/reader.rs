@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use profiler_common::RawFrame;
 
 use super::Stats;
-use crate::bpf::{Loss, Ring, sys};
+use crate::bpf::{Connections, Loss, Ring, sys};
 use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
@@ -62,6 +62,26 @@ pub enum Control {
     Stop,
 }
 
+/// Which output goes where.
+struct Route<'a> {
+    batch: &'a mut Vec<Message>,
+    manager: Option<&'a Sender<manager::Message>>,
+    targets: &'a Targets,
+    connections: Option<&'a Connections>,
+}
+
+/// Borrows all but the engine.
+macro_rules! route {
+    ($reader:ident) => {
+        Route {
+            batch: &mut $reader.batch,
+            manager: $reader.manager.as_ref(),
+            targets: &$reader.targets,
+            connections: $reader.connections.as_ref(),
+        }
+    };
+}
+
 /// See the module.
 pub struct Reader {
     pub engine: Engine,
@@ -71,6 +91,8 @@ pub struct Reader {
     pub stats: Stats,
     pub recorder: Option<Recorder>,
     pub loss: Option<Loss>,
+    /// The kernel side's, for what it cannot know to be gone.
+    pub connections: Option<Connections>,
     pub undecodable: u64,
     pub batch: Vec<Message>,
     audit: Audit,
@@ -100,6 +122,7 @@ impl Reader {
             recorder: None,
             loss: None,
             audit: Audit::default(),
+            connections: None,
             undecodable: 0,
             batch: Vec::new(),
         }
@@ -144,15 +167,13 @@ impl Reader {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(bytes);
         }
-        let mut route =
-            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route = route!(self);
         self.engine.event(&event, &mut |output| route.output(output));
     }
 
     /// What time alone brings about.
     pub fn tick(&mut self, now: u64) {
-        let mut route =
-            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route = route!(self);
         self.engine.tick(now, &mut |output| route.output(output));
         let (counters, requests, connections) =
             (self.engine.counters(), self.engine.open_requests(), self.engine.open_connections());
@@ -176,8 +197,7 @@ impl Reader {
         }
         if self.audit.left > 0 {
             self.audit.left -= 1;
-            let mut route =
-                Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+            let mut route = route!(self);
             self.engine.audit(now, &|conn| loss.is_open(conn), &mut |output| route.output(output));
         }
     }
@@ -192,26 +212,17 @@ impl Reader {
 
     /// Ends all requests that wait for their tail.
     pub fn end(mut self) {
-        let mut route =
-            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route = route!(self);
         self.engine.finish(&mut |output| route.output(output));
         self.tick(0);
         self.flush();
     }
 
     fn process_gone(&mut self, pid: u32) {
-        let mut route =
-            Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+        let mut route = route!(self);
         self.engine.process_gone(pid, sys::monotonic_ns(), &mut |output| route.output(output));
         self.batch.push(Message::Exited(pid));
     }
-}
-
-/// Which output goes where.
-struct Route<'a> {
-    batch: &'a mut Vec<Message>,
-    manager: Option<&'a Sender<manager::Message>>,
-    targets: &'a Targets,
 }
 
 impl Route<'_> {
@@ -226,6 +237,11 @@ impl Route<'_> {
             }))),
             Output::Revoke { key } => self.batch.push(Message::Revoke(key)),
             Output::Discard { key } => self.batch.push(Message::Discard(key)),
+            Output::Left(id) => {
+                if let Some(connections) = self.connections {
+                    connections.forget(id);
+                }
+            }
             Output::Finished(finished) => self.batch.push(Message::Finished(finished)),
             Output::Protocol { pid, protocol } => {
                 let name = match protocol {

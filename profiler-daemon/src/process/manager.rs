@@ -20,7 +20,7 @@ use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
 use super::targets::{Feature, Runtime, TargetInfo, Targets};
-use crate::bpf::{BoundaryProbes, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue};
+use crate::bpf::{BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 
@@ -74,6 +74,7 @@ pub struct Manager {
     pub object: Ebpf,
     pub logger: Option<KernelLogger>,
     pub map: HashOf<u32, TargetValue>,
+    pub connections: Connections,
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
     pub probes: ProbeTable,
@@ -98,6 +99,7 @@ impl Manager {
         object: Ebpf,
         logger: Option<KernelLogger>,
         map: HashOf<u32, TargetValue>,
+        connections: Connections,
         frequency: u64,
         probes: ProbeTable,
         targets: Targets,
@@ -109,6 +111,7 @@ impl Manager {
             object,
             logger,
             map,
+            connections,
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
             probes,

@@ -17,7 +17,8 @@ use super::{
     task::{Current, Ids, header, ids, now, read_user},
 };
 
-const MSG_PEEK: u64 = 2;
+/// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
+const NOT_STREAM: u64 = 0x1 | 0x2 | 0x2000;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
 
@@ -50,7 +51,7 @@ fn is_target(pid: u32) -> bool {
 #[inline(always)]
 pub fn recv(ctx: &ProbeContext) -> u32 {
     let r = regs(ctx);
-    if r.r10 & MSG_PEEK != 0 || r.rdx == 0 {
+    if r.r10 & NOT_STREAM != 0 || r.rdx == 0 {
         return 0;
     }
     receive(ctx, FLAT, true)
@@ -71,7 +72,7 @@ pub fn readv(ctx: &ProbeContext) -> u32 {
 
 #[inline(always)]
 pub fn recvmsg(ctx: &ProbeContext) -> u32 {
-    if regs(ctx).rdx & MSG_PEEK != 0 {
+    if regs(ctx).rdx & NOT_STREAM != 0 {
         return 0;
     }
     receive(ctx, MESSAGE, true)
@@ -127,7 +128,7 @@ fn followed(
     let conn = match CONNECTIONS.get_ptr_mut(key) {
         Some(conn) => conn,
         None => match discover {
-            Some(call) if r.rax as i64 >= 4 => self::discover(key, r, call)?,
+            Some(call) if r.rax as i64 >= 4 && !serves(ids.tid) => self::discover(key, r, call)?,
             _ => return None,
         },
     };
@@ -276,6 +277,18 @@ fn deactivate(tid: u32, key: u64) {
     if mine {
         let _ = ACTIVE.remove(tid);
     }
+}
+
+/// Whether the thread is within a request that it has not begun to answer. What it receives elsewhere is then an
+/// answer to itself, however much it looks like a request.
+#[inline(always)]
+fn serves(tid: u32) -> bool {
+    // SAFETY: lookups; the values are only read.
+    let Some(active) = (unsafe { ACTIVE.get(tid) }) else { return false };
+    let (activation, key) = (active.activation, active.key);
+    // SAFETY: as above.
+    let Some(conn) = (unsafe { CONNECTIONS.get(key) }) else { return false };
+    conn.activation == activation && conn.in_state != connection_state::RESPONDED
 }
 
 /// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method.

@@ -59,6 +59,10 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
         // SAFETY: the pointer is to a live map value.
         unsafe { (*target).flags &= !target_flags::PYTHON };
     }
+    // The thread that called exec takes over the id of the process's first thread.
+    // SAFETY: the arguments of this tracepoint are a task, a thread id and a pointer.
+    let former = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
+    let _ = ACTIVE.remove(former);
     let _ = ACTIVE.remove(ids.tid);
     debug!(ctx, "process {} runs a new program", ids.pid);
     emit::<Header>(header(Kind::Exec, ids, now()));
@@ -70,10 +74,12 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
 pub fn exit(ctx: &RawTracePointContext) -> i32 {
     let set = settings();
     let ids = ids();
+    // Before anything else: of threads that end together the first may take their process out of the targets, and
+    // a mark that stays would be the next thread's with this id.
+    let _ = ACTIVE.remove(ids.tid);
     if TARGETS.get_ptr(ids.pid).is_none() {
         return 0;
     }
-    let _ = ACTIVE.remove(ids.tid);
     let live = if set.kernel.valid == 0 {
         LIVE_UNKNOWN
     } else {

@@ -188,7 +188,10 @@ fn push(walk: &mut Walk, frame: RawFrame) {
 #[inline(always)]
 fn step(walk: &mut Walk) {
     if walk.mode == NATIVE {
-        let in_loop = walk.python != 0 && walk.pc >= walk.target.loop_start && walk.pc < walk.target.loop_end;
+        let (pc, target) = (walk.pc, &walk.target);
+        let hot = pc >= target.loop_start && pc < target.loop_end;
+        let cold = pc >= target.cold_start && pc < target.cold_end;
+        let in_loop = walk.python != 0 && (hot || cold);
         if in_loop {
             walk.mode = PYTHON_SEGMENT;
         } else {

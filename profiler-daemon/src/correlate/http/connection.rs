@@ -182,6 +182,11 @@ impl Connection {
         !self.open.is_empty()
     }
 
+    /// Whether the response being written looks over, though only the next event can prove it.
+    pub fn looks_over(&self) -> bool {
+        self.provisionally_over()
+    }
+
     /// The request being answered; with pipelining the first of those open.
     pub fn current(&self) -> Option<Current<'_>> {
         self.requests().next()

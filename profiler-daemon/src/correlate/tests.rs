@@ -1,0 +1,315 @@
+//! The correlator on events made by hand; `tests/random.rs` has the random ones.
+
+mod random;
+mod stage;
+
+use profiler_common::flags;
+
+use super::ProcessEvent;
+use super::http::note;
+use crate::record::Outcome;
+use stage::{CHUNKED, GET, OK, Stage};
+
+#[test]
+fn one_thread_on_one_connection() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    for path in ["/a", "/b"] {
+        stage.request(1, 10, 5, path);
+        stage.samples(1, 10, 3).output(1, 10, 5, OK).samples(1, 10, 2);
+    }
+    stage.close(1, 10, 5);
+    stage.gives(&["/a Complete 3 after 2", "/b Complete 3 after 2"]);
+    assert_eq!(stage.counters().samples_attributed, 6);
+    assert_eq!(stage.counters().samples_after_response, 4);
+}
+
+#[test]
+fn two_threads_at_once() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").request(1, 11, 6, "/b");
+    stage.samples(1, 10, 1).samples(1, 11, 2).samples(1, 10, 1);
+    stage.output(1, 11, 6, OK).output(1, 10, 5, OK);
+    stage.close(1, 10, 5).close(1, 11, 6);
+    stage.gives(&["/a Complete 2 after 0", "/b Complete 2 after 0"]);
+}
+
+#[test]
+fn a_thread_that_interleaves_gets_nothing_any_more() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 2);
+    stage.output(1, 10, 5, OK).output(1, 10, 6, OK);
+    stage.request(1, 10, 5, "/c").samples(1, 10, 3).output(1, 10, 5, OK);
+    stage.gives(&["/a Complete none", "/b Complete none", "/c Complete none"]);
+    let counters = stage.counters();
+    assert_eq!((counters.samples_revoked, counters.samples_interleaved), (2, 5));
+    assert_eq!(counters.samples_attributed, 0);
+}
+
+/// The end of a request was lost: its thread looks as if it interleaved, until the next record on that connection
+/// says that one is missing.
+#[test]
+fn a_lost_response_does_not_make_an_event_loop() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2);
+    stage.lose(1, 5);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 1).output(1, 10, 6, OK);
+    stage.close(1, 11, 5);
+    stage.request(1, 10, 6, "/c").samples(1, 10, 3).output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/a Incomplete none", "/b Complete none", "/c Complete 3 after 0"]);
+}
+
+/// The beginning of a request was lost, and its thread answers it while it has another one open.
+#[test]
+fn an_answer_elsewhere_takes_the_samples_back() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.lose(1, 5);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 4);
+    stage.output(1, 10, 5, OK);
+    stage.output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/b Complete none"]);
+    assert_eq!(stage.counters().samples_revoked, 4);
+}
+
+#[test]
+fn pipelined_requests_take_turns() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").pipelined(1, 10, 5, "/b");
+    stage.samples(1, 10, 1).output(1, 10, 5, OK).samples(1, 10, 2).output(1, 10, 5, OK);
+    stage.samples(1, 10, 3).close(1, 10, 5);
+    stage.gives(&["/a Complete 1 after 0", "/b Complete 2 after 3"]);
+}
+
+/// The response between two pipelined requests is lost: what looks like the first one's samples may be the second's.
+#[test]
+fn pipelined_requests_with_a_gap_get_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").pipelined(1, 10, 5, "/b");
+    stage.samples(1, 10, 1).lose(1, 5).samples(1, 10, 2).output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Incomplete none", "/b Incomplete none"]);
+}
+
+#[test]
+fn a_handed_over_request_gets_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2).output(1, 11, 5, OK).close(1, 11, 5);
+    stage.gives(&["/a Complete none"]);
+    assert_eq!(stage.counters().samples_revoked, 2);
+}
+
+/// The one that reads a body on with another mark is not the one that began: the first one's mark stays its own.
+#[test]
+fn a_body_read_by_another_thread_hands_over() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.input(1, 10, 5, "POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\n", flags::NEW_ACTIVATION);
+    stage.output(1, 10, 5, "HTTP/1.1 100 Continue\r\n\r\n");
+    stage.input(1, 11, 5, "GET /x", flags::NEW_ACTIVATION);
+    stage.samples(1, 10, 1);
+    stage.output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete none"]);
+}
+
+#[test]
+fn a_descriptor_is_used_again_and_its_close_was_lost() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).output(1, 10, 5, OK).samples(1, 10, 1);
+    stage.accept(1, 5);
+    // The first thread's mark still names the descriptor.
+    stage.request(1, 11, 5, "/b").samples(1, 10, 1).samples(1, 11, 2);
+    stage.output(1, 11, 5, OK).close(1, 11, 5).wait(600_000_000);
+    stage.gives(&["/a Complete 1 after 2", "/b Complete 2 after 0"]);
+}
+
+#[test]
+fn late_records_of_a_descriptors_former_use_change_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    let former = stage.connection(1, 5);
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1);
+    stage.close_as(10, former);
+    stage.samples(1, 10, 1).output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete 2 after 0"]);
+}
+
+#[test]
+fn a_process_ends_within_a_request() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(2, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2).request(2, 20, 5, "/b").samples(2, 20, 1);
+    stage.exit(1, 10, 0);
+    stage.output(2, 20, 5, OK).close(2, 20, 5);
+    stage.gives(&["/a Exit 2 after 0", "/b Complete 1 after 0"]);
+    assert!(stage.processes.contains(&ProcessEvent::Exited { pid: 1 }));
+    assert_eq!(stage.left, [(1, 5)], "what the kernel side still has of it");
+    assert_eq!(stage.engine.open_connections(), 0);
+}
+
+/// The end of a process was lost, and its pid and thread ids are given to another.
+#[test]
+fn a_pid_is_used_again() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2);
+    stage.fork(9, 1);
+    stage.samples(1, 10, 1);
+    stage.accept(1, 6);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 3).output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/a Exit 2 after 0", "/b Complete 3 after 0"]);
+    assert_eq!(stage.left, [(1, 5)]);
+}
+
+#[test]
+fn a_thread_id_is_used_again_by_another_process() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(2, 7);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2);
+    stage.request(2, 10, 7, "/b").samples(2, 10, 3).output(2, 10, 7, OK).close(2, 10, 7);
+    stage.exit(1, 11, 0);
+    stage.gives(&["/a Exit 2 after 0", "/b Complete 3 after 0"]);
+}
+
+#[test]
+fn a_thread_ends() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2).output(1, 10, 5, OK).exit(1, 10, 3);
+    stage.gives(&["/a Complete 2 after 0"]);
+    // Its id, taken by a new thread of the same process, carries no mark.
+    stage.samples_as(1, 10, 77, 1);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 1).output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/a Complete 2 after 0", "/b Complete 1 after 0"]);
+    assert_eq!(stage.counters().samples_unknown, 1);
+}
+
+#[test]
+fn a_new_program_ends_the_old_ones_requests() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).exec(1, 10);
+    stage.samples(1, 10, 1);
+    stage.gives(&["/a Exit 1 after 0"]);
+    assert_eq!(stage.processes.last(), Some(&ProcessEvent::Exec { pid: 1 }));
+    assert_eq!(stage.left, [(1, 5)]);
+    assert_eq!(stage.counters().samples_unknown, 1);
+}
+
+#[test]
+fn losses_are_told() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage
+        .request(1, 10, 5, "/a")
+        .samples(1, 10, 1)
+        .lost_samples(1, 10, 4)
+        .output(1, 10, 5, OK)
+        .close(1, 10, 5);
+    stage.accept(1, 6);
+    stage.request(1, 10, 6, "/b").lose(1, 6).close(1, 10, 6);
+    stage.gives(&["/a Complete 2 after 0", "/b Incomplete none"]);
+    assert_eq!(stage.lost("/a"), 4);
+    assert_eq!(stage.lost("/b"), 1);
+    assert_eq!(stage.note("/b"), Some(note::LOST));
+}
+
+#[test]
+fn samples_with_a_mark_that_is_not_known() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.samples_as(1, 10, 1, 2);
+    stage.request(1, 10, 5, "/a").samples_as(1, 10, 1, 3).samples(1, 10, 1);
+    // Of another process, with the same mark.
+    let mark = stage.mark(10);
+    stage.samples_as(2, 10, mark, 1);
+    stage.output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete 1 after 0"]);
+    assert_eq!(stage.counters().samples_unknown, 6);
+}
+
+/// After what looks like the last chunk nothing is the request's own, though its end is proven later only.
+#[test]
+fn a_chunked_response_ends_with_its_last_chunk() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).output(1, 10, 5, CHUNKED).samples(1, 10, 1);
+    stage
+        .output(1, 10, 5, "5\r\nhello\r\n")
+        .samples(1, 10, 1)
+        .output(1, 10, 5, "0\r\n\r\n")
+        .samples(1, 10, 4);
+    stage.request(1, 10, 5, "/b").samples(1, 10, 1).output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete 3 after 4", "/b Complete 1 after 0"]);
+}
+
+#[test]
+fn time_ends_what_was_silent() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).output(1, 10, 5, CHUNKED).output(1, 10, 5, "0\r\n\r\n");
+    stage.request(1, 11, 6, "/b").output(1, 11, 6, OK);
+    stage.gives(&[]);
+    stage.wait(600_000_000);
+    stage.gives(&["/a Complete 1 after 0", "/b Complete 0 after 0"]);
+}
+
+#[test]
+fn the_end_of_a_recording_ends_what_looks_over() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").output(1, 10, 5, CHUNKED).output(1, 10, 5, "0\r\n\r\n");
+    stage.request(1, 11, 6, "/b").samples(1, 11, 1);
+    stage.finish();
+    stage.gives(&["/a Complete 0 after 0"]);
+}
+
+/// A write that fails because of what is to be written does not end the connection; one on a broken one does.
+#[test]
+fn only_some_errors_end_a_connection() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").fails(1, 10, 5, libc::EINVAL).output(1, 10, 5, OK);
+    stage.request(1, 10, 5, "/b").fails(1, 10, 5, libc::EPIPE).close(1, 10, 5);
+    stage.gives(&["/a Complete 0 after 0", "/b Aborted 0 after 0"]);
+}
+
+/// What was announced and turns out to be another protocol: its samples are counted once.
+#[test]
+fn what_is_no_request_gives_its_samples_back() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.input(1, 10, 5, "PING", flags::NEW_ACTIVATION).samples(1, 10, 2);
+    stage.input(1, 10, 5, " this is no request\r\n", 0).samples(1, 10, 1);
+    stage.gives(&[]);
+    let counters = stage.counters();
+    assert_eq!((counters.samples_attributed, counters.samples_revoked, counters.samples_unknown), (0, 2, 1));
+}
+
+#[test]
+fn an_upgraded_connection_may_be_written_to_within_another_request() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/socket").output(1, 10, 5, "HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    stage.request(1, 10, 6, "/a").samples(1, 10, 2).output(1, 10, 5, "frame").samples(1, 10, 1);
+    stage.output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/socket Upgraded 0 after 0", "/a Complete 3 after 0"]);
+}
+
+#[test]
+fn a_connection_that_was_open_before() {
+    let mut stage = Stage::new();
+    stage.known(1, 5);
+    stage.input(1, 10, 5, &GET.replace("PATH", "/a"), flags::NEW_ACTIVATION | flags::UNSEEN_ACCEPT);
+    stage.samples(1, 10, 2).output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete 2 after 0"]);
+    assert!(stage.finished.iter().all(|f| f.exchange.outcome == Outcome::Complete));
+}

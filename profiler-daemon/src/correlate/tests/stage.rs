@@ -1,0 +1,286 @@
+//! An engine, a clock, and the part of the kernel side that marks threads: events in, what came of them out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use profiler_common::{ConnId, DIR_IN, DIR_OUT, Data, Header, Sample, flags};
+
+use crate::correlate::{Counters, Engine, Finished, Output, ProcessEvent, RequestKey};
+use crate::decode::{Event, SampleEvent};
+
+pub const GET: &str = "GET PATH HTTP/1.1\r\nHost: x\r\n\r\n";
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+pub const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+#[derive(Default)]
+pub struct Stage {
+    pub engine: Engine,
+    pub time: u64,
+    connections: HashMap<(u32, u32), ConnId>,
+    /// Records of a connection that were lost since the last one.
+    missing: HashMap<(u32, u32), u32>,
+    /// The marks of connections and threads.
+    begun: HashMap<(u32, u32), u64>,
+    active: HashMap<u32, u64>,
+    /// Numbers of the samples of each request, as attributed.
+    pub samples: BTreeMap<RequestKey, Vec<u64>>,
+    pub finished: Vec<Finished>,
+    pub processes: Vec<ProcessEvent>,
+    pub left: Vec<(u32, u32)>,
+    next_sample: u64,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        Self { time: 1_000_000_000, ..Self::default() }
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> &mut Self {
+        self.act(|engine, sink| engine.event(event, sink))
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut Engine, &mut dyn FnMut(Output<'_>))) -> &mut Self {
+        let Self { engine, samples, finished, processes, left, .. } = self;
+        act(engine, &mut |output| match output {
+            Output::Sample { key, event } => samples.entry(key).or_default().push(event.sample.weight),
+            Output::Revoke { key } => {
+                samples.remove(&key);
+            }
+            Output::Discard { key } => {
+                samples.remove(&key);
+            }
+            Output::Finished(done) => {
+                assert!(done.attributed || !samples.contains_key(&done.key), "samples left: {done:?}");
+                finished.push(*done);
+            }
+            Output::Process(event) => processes.push(event),
+            Output::Left(id) => left.push((id.pid, id.fd)),
+            Output::Protocol { .. } => {}
+        });
+        let c = self.counters();
+        assert_eq!(
+            c.samples,
+            c.samples_attributed
+                + c.samples_after_response
+                + c.samples_interleaved
+                + c.samples_unknown
+                + c.samples_revoked,
+            "every sample is in exactly one counter: {c:?}"
+        );
+        self
+    }
+
+    fn header(&mut self, pid: u32, tid: u32) -> Header {
+        self.time += 1000;
+        Header { time: self.time, pid, tid, ..Header::default() }
+    }
+
+    /// As the kernel side begins to follow a connection, which nothing reports.
+    pub fn known(&mut self, pid: u32, fd: u32) -> &mut Self {
+        self.time += 1000;
+        self.connections.insert((pid, fd), ConnId { generation: self.time, pid, fd });
+        self.missing.remove(&(pid, fd));
+        self
+    }
+
+    pub fn accept(&mut self, pid: u32, fd: u32) -> &mut Self {
+        self.known(pid, fd);
+        let header = self.header(pid, 1);
+        let conn = self.connection(pid, fd);
+        self.event(&Event::Accept(header, conn))
+    }
+
+    pub fn connection(&self, pid: u32, fd: u32) -> ConnId {
+        self.connections[&(pid, fd)]
+    }
+
+    pub fn close(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
+        let mut header = self.header(pid, tid);
+        header.lost = self.missing.remove(&(pid, fd)).unwrap_or_default();
+        let conn = self.connection(pid, fd);
+        self.event(&Event::Close(header, conn))
+    }
+
+    pub fn close_as(&mut self, tid: u32, conn: ConnId) -> &mut Self {
+        let header = self.header(conn.pid, tid);
+        self.event(&Event::Close(header, conn))
+    }
+
+    /// A record of this connection is lost.
+    pub fn lose(&mut self, pid: u32, fd: u32) -> &mut Self {
+        *self.missing.entry((pid, fd)).or_default() += 1;
+        self
+    }
+
+    fn data(&mut self, pid: u32, tid: u32, fd: u32, out: bool, bytes: &str, bits: u16) -> Data {
+        let mut header = self.header(pid, tid);
+        header.flags = bits;
+        header.lost = self.missing.remove(&(pid, fd)).unwrap_or_default();
+        let mut tail = [0; 8];
+        let len = if out { bytes.len().min(8) } else { 0 };
+        tail[..len].copy_from_slice(&bytes.as_bytes()[bytes.len() - len..]);
+        Data {
+            header,
+            conn: self.connection(pid, fd),
+            activation: self.begun.get(&(pid, fd)).copied().unwrap_or_default(),
+            advance: bytes.len() as u64,
+            direction: if out { DIR_OUT } else { DIR_IN },
+            tail,
+            tail_len: len as u32,
+            ..Data::default()
+        }
+    }
+
+    /// The kernel side sees the beginning of a request.
+    pub fn begins(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
+        self.time += 1000;
+        self.begun.insert((pid, fd), self.time);
+        self.active.insert(tid, self.time);
+        self
+    }
+
+    pub fn input(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str, bits: u16) -> &mut Self {
+        if bits & flags::NEW_ACTIVATION != 0 {
+            self.begins(pid, tid, fd);
+        }
+        let data = self.data(pid, tid, fd, false, bytes, bits);
+        self.event(&Event::Data { data, captured: bytes.as_bytes() })
+    }
+
+    /// Received bytes that are not captured.
+    pub fn hidden(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str) -> &mut Self {
+        let data = self.data(pid, tid, fd, false, bytes, 0);
+        self.event(&Event::Data { data, captured: &[] })
+    }
+
+    pub fn request(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        self.input(pid, tid, fd, &GET.replace("PATH", path), flags::NEW_ACTIVATION | flags::HEAD_END)
+    }
+
+    /// In the same transfer as the request before.
+    pub fn pipelined(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        self.input(pid, tid, fd, &GET.replace("PATH", path), flags::HEAD_END)
+    }
+
+    /// A write; heads are captured, bodies are not.
+    pub fn output(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str) -> &mut Self {
+        let data = self.data(pid, tid, fd, true, bytes, 0);
+        let head = bytes.starts_with("HTTP/1.1 ");
+        let end = bytes.find("\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+        let captured = if head { &bytes.as_bytes()[..end] } else { &[] };
+        self.event(&Event::Data { data, captured })
+    }
+
+    pub fn fails(&mut self, pid: u32, tid: u32, fd: u32, errno: i32) -> &mut Self {
+        let mut data = self.data(pid, tid, fd, true, "", 0);
+        data.errno = errno as u32;
+        self.event(&Event::Data { data, captured: &[] })
+    }
+
+    pub fn mark(&self, tid: u32) -> u64 {
+        self.active.get(&tid).copied().unwrap_or_default()
+    }
+
+    /// Takes samples of a thread; their numbers go into their weights.
+    pub fn samples(&mut self, pid: u32, tid: u32, n: u64) -> &mut Self {
+        let mark = self.mark(tid);
+        self.samples_as(pid, tid, mark, n)
+    }
+
+    pub fn samples_as(&mut self, pid: u32, tid: u32, activation: u64, n: u64) -> &mut Self {
+        for _ in 0..n {
+            self.sample(pid, tid, activation, 0);
+        }
+        self
+    }
+
+    /// A sample before which others were lost.
+    pub fn lost_samples(&mut self, pid: u32, tid: u32, lost: u32) -> &mut Self {
+        let mark = self.mark(tid);
+        self.sample(pid, tid, mark, lost);
+        self
+    }
+
+    /// Returns the sample's number.
+    pub fn sample(&mut self, pid: u32, tid: u32, activation: u64, lost: u32) -> u64 {
+        self.next_sample += 1;
+        let mut header = self.header(pid, tid);
+        header.lost = lost;
+        let weight = self.next_sample;
+        let sample = Sample { header, activation, weight, ..Sample::default() };
+        self.event(&Event::Sample(SampleEvent::bare(sample)));
+        weight
+    }
+
+    pub fn fork(&mut self, pid: u32, child: u32) -> &mut Self {
+        let header = self.header(pid, pid);
+        self.event(&Event::Fork { header, child })
+    }
+
+    pub fn exec(&mut self, pid: u32, tid: u32) -> &mut Self {
+        let header = self.header(pid, tid);
+        self.event(&Event::Exec(header))
+    }
+
+    pub fn exit(&mut self, pid: u32, tid: u32, live: u32) -> &mut Self {
+        let header = self.header(pid, tid);
+        self.active.remove(&tid);
+        self.event(&Event::Exit { header, live })
+    }
+
+    pub fn wait(&mut self, ns: u64) -> &mut Self {
+        let end = self.time + ns;
+        while self.time < end {
+            self.time += 100_000_000;
+            let now = self.time;
+            self.act(|engine, sink| engine.tick(now, sink));
+        }
+        self
+    }
+
+    pub fn finish(&mut self) -> &mut Self {
+        self.act(|engine, sink| engine.finish(sink))
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.engine.counters()
+    }
+
+    fn path(done: &Finished) -> String {
+        done.exchange.head.as_ref().map_or("?".into(), |head| head.path.to_string())
+    }
+
+    fn of(&self, path: &str) -> &Finished {
+        self.finished.iter().find(|done| Self::path(done) == path).expect("a request with this path")
+    }
+
+    pub fn lost(&self, path: &str) -> u64 {
+        self.of(path).lost
+    }
+
+    pub fn note(&self, path: &str) -> Option<&'static str> {
+        self.of(path).exchange.note
+    }
+
+    /// What has finished, by path: outcome, samples, samples after the response; `none` = not attributed.
+    #[track_caller]
+    pub fn gives(&self, lines: &[&str]) {
+        let mut got: Vec<String> = self
+            .finished
+            .iter()
+            .map(|done| {
+                let samples = match done.attributed {
+                    true => {
+                        let n = self.samples.get(&done.key).map_or(0, Vec::len);
+                        format!("{n} after {}", done.tail_samples)
+                    }
+                    false => "none".into(),
+                };
+                format!("{} {:?} {samples}", Self::path(done), done.exchange.outcome)
+            })
+            .collect();
+        got.sort();
+        let mut expected: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        expected.sort();
+        assert_eq!(got, expected);
+    }
+}
