@@ -174,7 +174,7 @@ fn a_configuration_that_is_wrong_is_named_by_file_and_line() {
         ("freq: 99\nlisten: nowhere\n", 2),
         ("freq: ninety\n", 1),
         ("store:\n  dir: /tmp/x\n  colour: red\n", 3),
-        ("freq: [\n", 2),
+        ("freq: [\n", 1),
     ] {
         fs::write(&file, text).expect("our own file");
         let (code, messages) = daemon(reqprof(), dir.path(), &["--config", path]);

@@ -169,7 +169,12 @@ impl Finisher {
                 self.builders.remove(&key);
             }
             Message::Finished(finished) => self.finish(*finished),
-            Message::Forked { parent, child } => self.symbolizer.forked(parent, child),
+            Message::Forked { parent, child } => {
+                // Remembered even if neither is ever sampled, so that what is known of it ends with its program.
+                self.keys.insert(parent.pid, parent);
+                self.keys.insert(child.pid, child);
+                self.symbolizer.forked(parent, child);
+            }
             Message::Exec(pid) => {
                 if let Some(key) = self.keys.remove(&pid) {
                     self.symbolizer.exec(key);

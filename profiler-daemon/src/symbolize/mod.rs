@@ -151,11 +151,19 @@ impl Symbolizer {
         outcome
     }
 
-    /// A target forked. To be called before the child's first sample, and while the parent is still known: the
-    /// child may be gone before its memory can be read, but what the parent told holds for it.
+    /// A target forked. To be called before the child's first sample: the child may be gone before it can be asked,
+    /// but what the parent told holds for it. A parent that was never sampled, as the master of a prefork server, is
+    /// asked now for what its children share: its mappings and its interpreter.
     pub fn forked(&mut self, parent: ProcessKey, child: ProcessKey) {
-        let Some(process) = self.processes.get_mut(&parent) else { return };
+        let mut process = self.processes.remove(&parent).unwrap_or_else(|| {
+            let mut process = Process::new(parent);
+            process.ask();
+            process
+        });
+        self.clock += 1;
+        process.used = self.clock;
         let copy = process.fork(child);
+        self.put_back(parent, process);
         self.put_back(child, copy);
     }
 

@@ -91,6 +91,12 @@ impl Process {
         }
     }
 
+    /// Reads what does not depend on a stack.
+    pub(super) fn ask(&mut self) {
+        self.rescan();
+        self.interpreter();
+    }
+
     /// The child's beginning: all that is known of the parent holds for it too.
     pub(super) fn fork(&mut self, child: ProcessKey) -> Self {
         Self {

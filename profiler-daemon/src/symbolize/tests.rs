@@ -207,7 +207,12 @@ fn python_stacks_outlive_their_process() {
 
         let child = ProcessKey { pid: i32::MAX as u32, start_time: 0 };
         symbolizer.forked(key, child);
+        // A parent that was never sampled is asked at the fork: its child needs no looking for an interpreter.
+        let mut fresh = Symbolizer::default();
+        fresh.forked(key, child);
         python.finish();
+        let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
+        assert_eq!(names(&resolve(&mut fresh, child, &[unknown]).0), ["<python code 0x1234: gone>"]);
         for key in [key, child] {
             let (again, outcome) = resolve(&mut symbolizer, key, &user);
             assert_eq!(outcome, Outcome::default());
