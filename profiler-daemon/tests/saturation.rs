@@ -164,14 +164,14 @@ struct Books(Value);
 impl Books {
     /// `seen`: requests that must have begun by then.
     fn settled(port: u16, seen: u64) -> Self {
-        Self(until("the books to be closed", || {
+        until("the books to be closed", || {
             let status: Value = serde_json::from_str(&get(port, "/api/v1/status")?).ok()?;
             let books = Self(status);
             let (begun, ended) = (books.of("begun"), books.of("finished") + books.of("lost"));
             // Only a sum that cannot be reached any more is wrong; less may still be on the way.
             assert!(begun <= seen && ended <= begun, "more than {seen} was served: {}", books.0["requests"]);
             (books.of("open") == 0 && ended == begun && begun == seen).then_some(books)
-        }))
+        })
     }
 
     fn of(&self, name: &str) -> u64 {
