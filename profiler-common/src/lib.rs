@@ -15,7 +15,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -53,10 +53,12 @@ pub enum Stat {
     StackTruncated = 14,
     /// Processes that became targets because they accepted a connection.
     Adopted = 15,
+    /// Of `RequestsStarted` those whose first record was lost because the ring was full: they get no record at all.
+    RequestsLostRing = 16,
 }
 
 /// Number of slots in `STATS`.
-pub const STAT_COUNT: u32 = 16;
+pub const STAT_COUNT: u32 = 17;
 
 /// Bits of `Header::flags` and of the record-specific flag words.
 pub mod flags {

@@ -85,6 +85,9 @@ pub struct Connection {
     pub window_out: u32,
     /// Records of this connection lost since the last one that reached the ring.
     pub lost: u32,
+    /// How the transfer in progress names its bytes (the kernel side's own).
+    pub call: u32,
+    pub reserved: u32,
     /// One of `connection_state`.
     pub in_state: u8,
     pub out_state: u8,
@@ -169,7 +172,7 @@ pub struct Settings {
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
     assert!(size_of::<Target>() == 72);
-    assert!(size_of::<Connection>() == 56);
+    assert!(size_of::<Connection>() == 64);
     assert!(size_of::<Active>() == 24);
     assert!(size_of::<KernelOffsets>() == 24);
     assert!(size_of::<Settings>() == 48);

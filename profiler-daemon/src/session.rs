@@ -14,9 +14,8 @@ use profiler_common::Stat;
 use serde_json::{Value, json};
 
 use crate::bpf::{
-    self, HashOf, KernelStats, LoadError, Options, ProbeState, ProbeTable, RunTimes, sys, total,
+    self, Entries, KernelStats, LoadError, Loss, Options, ProbeState, ProbeTable, RunTimes, sys, total,
 };
-use crate::bpf::{ActiveValue, ConnectionValue};
 use crate::config::{Config, Selection};
 use crate::pipeline::{
     BATCHES, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer, Reader, Stats,
@@ -56,10 +55,10 @@ pub struct Gauges {
     pub probes: ProbeTable,
     pub targets: Targets,
     pub stats: Stats,
-    kernel: KernelStats,
+    kernel: Arc<KernelStats>,
     run_times: RunTimes,
-    active: HashOf<u32, ActiveValue>,
-    connections: HashOf<u64, ConnectionValue>,
+    active: Option<Entries>,
+    connections: Option<Entries>,
     started: jiff::Timestamp,
 }
 
@@ -128,15 +127,16 @@ impl Session {
                 let _ = gone_out.send(Control::ProcessGone(pid));
             }),
         );
+        let kernel_stats = Arc::new(kernel.stats);
         let gauges = Arc::new(Gauges {
             metrics: metrics.clone(),
             probes,
             targets: targets.clone(),
             stats: stats.clone(),
-            kernel: kernel.stats,
+            kernel: kernel_stats.clone(),
             run_times,
-            active: kernel.active,
-            connections: kernel.connections,
+            active: kernel.active_entries,
+            connections: kernel.connection_entries,
             started: jiff::Timestamp::now(),
         });
 
@@ -153,6 +153,7 @@ impl Session {
             finisher.run(&from_reader);
         })?;
         let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
+        reader.loss = Some(Loss::new(kernel_stats, kernel.connections));
         if let Some(path) = &outputs.recorder {
             reader.recorder = Some(Recorder::create(path, epoch)?);
         }
@@ -240,8 +241,12 @@ impl Gauges {
             m.set_unwind_errors(kind_name(*kind), reason, *n);
         }
         m.set_map("targets", self.targets.list().len() as u64, 16_384);
-        m.set_map("connections", self.connections.keys().take(65_536).count() as u64, 65_536);
-        m.set_map("active", self.active.keys().take(16_384).count() as u64, 16_384);
+        let maps = [("connections", &self.connections, 65_536), ("active", &self.active, 16_384)];
+        for (name, map, capacity) in maps {
+            if let Some(Ok(entries)) = map.as_ref().map(Entries::count) {
+                m.set_map(name, entries, capacity);
+            }
+        }
         for (program, ns, _) in self.run_times.read() {
             m.set_probe_seconds(program, ns as f64 / 1e9);
         }
@@ -267,6 +272,7 @@ impl Gauges {
             ("kernel", "sample_ring_full", k(Stat::SamplesLostRing)),
             ("kernel", "sample_walk", k(Stat::SamplesLostWalk)),
             ("kernel", "boundary_ring_full", k(Stat::BoundaryLostRing)),
+            ("kernel", "request_start_ring_full", k(Stat::RequestsLostRing)),
             ("kernel", "process_ring_full", k(Stat::ProcessLostRing)),
             ("kernel", "connections_full", k(Stat::ConnectionsFull)),
             ("kernel", "active_full", k(Stat::ActiveFull)),
@@ -296,7 +302,11 @@ impl Gauges {
             "probes": self.probes.snapshot(),
             "targets": self.targets.list().len(),
             "requests": {
+                // begun + pipelined = finished + open + lost + discarded
                 "begun": total(&kernel, Stat::RequestsStarted),
+                "pipelined": s.correlate.requests_pipelined,
+                "lost": total(&kernel, Stat::RequestsLostRing),
+                "discarded": s.correlate.requests_discarded,
                 "open": s.open_requests,
                 "finished": s.finished,
                 "filtered": s.filtered,

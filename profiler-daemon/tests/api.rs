@@ -278,6 +278,7 @@ fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
     for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"] {
         assert!(!script.contains(forbidden), "{forbidden}");
     }
+    assert_eq!(daemon.get("/icon.svg").0, 200);
     assert_eq!(daemon.get("/style.css").0, 200);
 }
 
@@ -370,7 +371,9 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
     let mut child = match promtool.spawn() {
         Ok(child) => child,
         Err(e) => {
-            eprintln!("SKIPPED: promtool (Debian's package prometheus) cannot be run: {e}");
+            println!(
+                "SKIPPED promtool_finds_nothing_wrong_with_the_metrics: promtool (Debian's package prometheus) does not run: {e}"
+            );
             return;
         }
     };
@@ -441,7 +444,7 @@ fn the_client_shows_tables_and_passes_json_on() {
     assert!(text(client::routes(&options, &query)).contains("/orders/{id}      1    0  20.0 ms"));
     assert!(text(client::targets(&options)).contains(r"shop\u{1b}[2J"));
     let id = "000000000000000000000001";
-    assert!(text(client::show(&options, id, "wall")).contains("duration_ns     20.0 ms"));
+    assert!(text(client::show(&options, id, "wall")).contains("duration        20.0 ms"));
     let json = ClientOptions { json: true, ..daemon.options() };
     let record: Value = serde_json::from_slice(&client::show(&json, id, "wall").unwrap()).unwrap();
     assert_eq!(record["id"], id);

@@ -29,7 +29,7 @@ pub fn sample_finish(ctx: PerfEventContext) -> u32 {
 }
 
 // The boundary probes sit behind the system call inside the libc function: `rax` is the result, `rdi`, `rsi`, `rdx`
-// and `r10` are still the call's arguments. Each may tail-call itself for the next piece of the same transfer.
+// and `r10` are still the call's arguments. Those that see bytes tail-call `transfer_*` for each piece of them.
 
 /// `recv`, `recvfrom`.
 #[uprobe]
@@ -77,6 +77,18 @@ pub fn http_sendmsg(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn http_sendfile(ctx: ProbeContext) -> u32 {
     boundary::sendfile(&ctx)
+}
+
+/// Tail-called for each piece of what was received.
+#[uprobe]
+pub fn transfer_in(ctx: ProbeContext) -> u32 {
+    boundary::transfer_in(&ctx)
+}
+
+/// Tail-called for each piece of what was sent.
+#[uprobe]
+pub fn transfer_out(ctx: ProbeContext) -> u32 {
+    boundary::transfer_out(&ctx)
 }
 
 /// `accept`, `accept4`.

@@ -4,6 +4,7 @@
 //! without installing it ([`unpack`], which needs no root). Suites that the machine does not have configured are read
 //! through an apt state of our own, checked with the machine's Debian keyring; `/etc/apt` is never changed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,14 +33,45 @@ pub fn install(packages: &[&str], state: &Path) -> Result<()> {
         sh::run(apt_get(None)?.args(["--quiet", "update"]))?;
     }
     let sources = if known() { None } else { Some(Sources::of_this_release(state)?) };
-    if let Some(sources) = &sources {
-        sh::run(apt_get(Some(sources))?.args(["--quiet", "update"]))?;
+    let update = || sh::run(apt_get(sources.as_ref())?.args(["--quiet", "update"]));
+    let install = || {
+        let mut command = apt_get(sources.as_ref())?;
+        sh::run(command.args(["--quiet", "--yes", "--no-install-recommends", "install"]).args(&missing))
+    };
+    if sources.is_some() {
+        update()?;
     }
-    sh::run(
-        apt_get(sources.as_ref())?
-            .args(["--quiet", "--yes", "--no-install-recommends", "install"])
-            .args(&missing),
-    )
+    let before = services();
+    let outcome = install().or_else(|_| {
+        // Lists that were read long ago name versions that the archive no longer has.
+        update()?;
+        install()
+    });
+    retire(&before)?;
+    outcome
+}
+
+/// The services that systemd knows from packages.
+fn services() -> BTreeSet<String> {
+    let folders = ["/lib/systemd/system", "/usr/lib/systemd/system"];
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    // A template (`name@.service`) starts nothing by itself.
+    names.filter(|name| name.ends_with(".service") && !name.contains("@.")).collect()
+}
+
+/// Stops and disables the services that have come since `before`: the programs were wanted, not servers that run from
+/// now on and after every boot.
+fn retire(before: &BTreeSet<String>) -> Result<()> {
+    let new: Vec<String> = services().difference(before).cloned().collect();
+    if new.is_empty() || sh::on_path("systemctl").is_none() {
+        return Ok(());
+    }
+    sh::capture(sh::as_root("systemctl")?.arg("disable").args(&new))?;
+    if Path::new("/run/systemd/system").is_dir() {
+        sh::capture(sh::as_root("systemctl")?.arg("stop").args(&new))?;
+    }
+    Ok(())
 }
 
 /// Unpacks one package of one suite into `into`, in the newest version that starts with `version`. `state` is a folder

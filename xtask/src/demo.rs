@@ -24,6 +24,8 @@ use crate::site::{Install, ServeOptions, Site, free_port};
 const DEFAULT_PORT: u16 = 9977;
 const WORKERS: usize = 3;
 const CONNECTIONS: usize = 4;
+/// Enough that, in all likelihood, every worker has served every route once.
+const WARM_UP_REQUESTS: u64 = 150;
 /// Loading the BPF programs and the first scan of all processes.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long after the load the last requests may take to appear in the daemon's answers.
@@ -71,19 +73,13 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     eprintln!("The shop runs at http://{}/ with {WORKERS} gunicorn workers.", site.addr);
 
-    let mut daemon = Daemon::start(&reqprof, &install, lifetime)?;
+    // The first request of every worker imports half of Django; those are not the ones to look at.
+    drive(&site, None, Some(WARM_UP_REQUESTS))?;
+    let mut daemon = Daemon::start(&reqprof, &install, &site, lifetime)?;
     eprintln!("reqprof listens at http://{}/.", daemon.addr);
 
     eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
-    let report = load::run(&Plan {
-        server: site.addr,
-        connections: CONNECTIONS,
-        keep_alive: true,
-        routes: shop_routes(),
-        duration: Some(Duration::from_secs(options.seconds)),
-        count: None,
-        log: true,
-    })?;
+    let report = drive(&site, Some(Duration::from_secs(options.seconds)), None)?;
     let log = install.home.join("client.jsonl");
     write_client_log(&report, &log)?;
     eprintln!("\nWhat the client saw (each request in {}):\n\n{}", log.display(), report.table());
@@ -134,6 +130,18 @@ pub fn build_reqprof() -> Result<PathBuf> {
     crate::run::build(true)
 }
 
+fn drive(site: &Site, duration: Option<Duration>, count: Option<u64>) -> Result<Report> {
+    load::run(&Plan {
+        server: site.addr,
+        connections: CONNECTIONS,
+        keep_alive: true,
+        routes: shop_routes(),
+        duration,
+        count,
+        log: true,
+    })
+}
+
 /// A mixture as a shop would see it: mostly light pages, a few slow ones.
 fn shop_routes() -> Vec<Route> {
     let numbered = |prefix: &str, range: std::ops::Range<u32>| -> Vec<String> {
@@ -175,7 +183,7 @@ struct Slowest {
 }
 
 impl Daemon {
-    fn start(reqprof: &Path, install: &Install, lifetime: Lifetime) -> Result<Self> {
+    fn start(reqprof: &Path, install: &Install, site: &Site, lifetime: Lifetime) -> Result<Self> {
         let store = install.home.join("store");
         if store.exists() {
             fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))?;
@@ -185,6 +193,8 @@ impl Daemon {
         let addr = listen_address()?;
         let mut command = Command::new(reqprof);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
+        // By itself it watches every service of the machine; here the shop is to be seen alone, with its workers.
+        command.args(["--pid", &site.service.pid().to_string()]);
         let mut service = Service::start("reqprof", command, &install.log("reqprof"), lifetime)?;
         service.wait_for("ready", READY_LIMIT, || is_ready(addr).then_some(()))?;
         Ok(Self { service, addr })
@@ -229,8 +239,7 @@ fn slowest_of(addr: SocketAddr, workers: &[u32]) -> Result<Slowest> {
     pick_slowest(&requests, &routes, workers)
 }
 
-/// From the daemon's two lists, the requests slowest first. The daemon watches every service of the machine; the
-/// site's requests are those of its workers.
+/// From the daemon's two lists, the requests slowest first. The site's requests are those of its workers.
 fn pick_slowest(requests: &Value, routes: &Value, workers: &[u32]) -> Result<Slowest> {
     let ours =
         |request: &&Value| workers.iter().any(|worker| request["pid"].as_u64() == Some((*worker).into()));

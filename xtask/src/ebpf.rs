@@ -17,6 +17,8 @@ use crate::toolchain::{self, Toolchain};
 
 /// The committed object, relative to the workspace's root.
 pub const OBJECT: &str = "profiler-daemon/bpf/reqprof.bpf.o";
+/// What the committed object was built with: explains a difference that is not the source's.
+const BUILT_WITH: &str = "profiler-daemon/bpf/built-with.txt";
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
 /// Build folder of its own: another target and other flags must not evict the daemon's build, nor `CARGO_TARGET_DIR`
@@ -37,12 +39,15 @@ pub fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::ensure()?;
     let built = build(&toolchain)?;
     if options.verify {
-        compare(&built)?;
+        compare(&toolchain, &built)?;
     } else {
         let committed = sh::root().join(OBJECT);
         let parent = committed.parent().context("the object has a folder")?;
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
         fs::copy(&built, &committed).with_context(|| format!("writing {}", committed.display()))?;
+        let built_with = sh::root().join(BUILT_WITH);
+        fs::write(&built_with, toolchain.versions()?)
+            .with_context(|| format!("writing {}", built_with.display()))?;
         println!("{OBJECT}: {} bytes", fs::metadata(&committed)?.len());
     }
     if options.size {
@@ -52,14 +57,13 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Rebuilds the object; a difference from the committed one is an error.
-pub fn verify() -> Result<()> {
-    compare(&build(&Toolchain::ensure()?)?)
+pub fn verify(toolchain: &Toolchain) -> Result<()> {
+    compare(toolchain, &build(toolchain)?)
 }
 
 /// Clippy on the kernel side, under the flags of the build.
-pub fn clippy() -> Result<()> {
-    let toolchain = Toolchain::ensure()?;
-    let mut command = cargo(&toolchain, "clippy")?;
+pub fn clippy(toolchain: &Toolchain) -> Result<()> {
+    let mut command = cargo(toolchain, "clippy")?;
     sh::run(command.args(["--", "-D", "warnings"]))
 }
 
@@ -131,22 +135,41 @@ fn remaps(toolchain: &Toolchain) -> Result<Vec<(PathBuf, &'static str)>> {
     Ok(remaps)
 }
 
-fn compare(built: &Path) -> Result<()> {
+fn compare(toolchain: &Toolchain, built: &Path) -> Result<()> {
     let committed = sh::root().join(OBJECT);
     let fresh = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
-    let remedy = "run `cargo xtask ebpf` and commit the object together with its source";
-    let Ok(old) = fs::read(&committed) else { bail!("{} does not exist: {remedy}", committed.display()) };
+    let Ok(old) = fs::read(&committed) else { bail!("{} does not exist: {REMEDY}", committed.display()) };
     if let Some(at) = first_difference(&old, &fresh) {
         bail!(
-            "{} ({} bytes) is not what its source builds ({}, {} bytes): they differ from byte {at} on; {remedy}",
+            "{} ({} bytes) is not what its source builds ({}, {} bytes): they differ from byte {at} on; {}",
             committed.display(),
             old.len(),
             built.display(),
             fresh.len(),
+            cause(
+                &fs::read_to_string(sh::root().join(BUILT_WITH)).unwrap_or_default(),
+                &toolchain.versions()?
+            ),
         );
     }
     println!("{OBJECT} is what its source builds");
     Ok(())
+}
+
+const REMEDY: &str = "run `cargo xtask ebpf` and commit the object together with its source";
+
+/// Why two objects may differ, from what each was built with: another tool makes other bytes from the same source.
+fn cause(committed: &str, here: &str) -> String {
+    if committed == here {
+        return format!("both were built with the same tools, so the source has changed: {REMEDY}");
+    }
+    let indented = |text: &str| text.lines().map(|line| format!("\n    {line}")).collect::<String>();
+    format!(
+        "the tools differ too, so the source may be innocent.\n  The committed one was built with{}\n  and this one with{}\n  \
+         Compare under the same tools, or {REMEDY}",
+        indented(committed),
+        indented(here)
+    )
 }
 
 /// The offset of the first byte that differs, or where the shorter one ends.
@@ -189,6 +212,17 @@ mod tests {
         assert_eq!(first_difference(b"abc", b"abd"), Some(2));
         assert_eq!(first_difference(b"abc", b"abcd"), Some(3));
         assert_eq!(first_difference(b"", b"x"), Some(0));
+    }
+
+    #[test]
+    fn other_tools_are_named_as_a_possible_cause() {
+        let same = cause("LLVM 22.1.8\n", "LLVM 22.1.8\n");
+        assert!(same.contains("the source has changed"), "{same}");
+        let other = cause("LLVM 22.1.8\n", "LLVM 22.1.9\n");
+        assert!(
+            other.contains("built with\n    LLVM 22.1.8\n  and this one with\n    LLVM 22.1.9\n"),
+            "{other}"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod load;
+mod needs;
 mod run;
 mod sh;
 mod site;

@@ -111,6 +111,13 @@ impl Install {
         Ok(())
     }
 
+    /// The site's own tests, in a database that Django makes for them and removes again.
+    pub fn own_tests(&self) -> Result<()> {
+        let mut manage = Command::new(self.program("python"));
+        manage.arg("manage.py").arg("test").current_dir(&self.sources).env_remove("DATABASE_URL");
+        sh::capture(&mut self.with_bytecode_elsewhere(manage)).map(drop)
+    }
+
     /// Starts gunicorn and returns when every worker is there and one has answered.
     pub fn serve(&self, options: &ServeOptions) -> Result<Site> {
         let mut outcome = self.try_serve(options);

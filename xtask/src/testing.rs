@@ -12,14 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::{apt, ebpf, sh};
-
-/// What the end-to-end tests run against or check with: a web server, a load generator, Prometheus' own parser, Python.
-const PACKAGES: [&str; 7] =
-    ["python3", "python3-dev", "python3-venv", "gcc", "nginx-light", "wrk", "prometheus"];
+use crate::site::Install;
+use crate::toolchain::Toolchain;
+use crate::{ebpf, needs, sh};
 
 #[derive(Args)]
 pub struct Options {
@@ -39,33 +37,90 @@ pub fn run(options: &Options) -> Result<bool> {
         let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
         report.check("lints", || sh::run(sh::cargo().args(lints)));
         if !options.fast {
-            report.check("the BPF object is what its source builds", ebpf::verify);
-            report.check("lints of the kernel side", ebpf::clippy);
+            object(&mut report);
         }
     }
     report.tests("unit tests", cargo_test(&["--workspace", "--lib", "--bins"], filter));
     report.tests("documentation tests", cargo_test(&["--workspace", "--doc"], filter));
     if !options.fast {
-        kernel_tests(&mut report, filter);
+        if filter.is_none() {
+            applications(&mut report);
+        }
+        integration_tests(&mut report, filter);
     }
     print!("\n{report}");
     Ok(report.failed == 0)
 }
 
-/// The tests that load the BPF object into the running kernel and profile real servers.
-fn kernel_tests(report: &mut Report, filter: Option<&str>) {
-    let step = "kernel and end-to-end tests";
-    if !sh::is_root() {
-        return report.skip(step, "loading BPF programs needs root");
+/// The committed BPF object against its source. Only a toolchain that cannot be had is a reason to skip: what it then
+/// finds, a difference above all, is a failure.
+fn object(report: &mut Report) {
+    let (bytes, lints) = ("the BPF object is what its source builds", "lints of the kernel side");
+    match announced("toolchain of the BPF object", Toolchain::ensure) {
+        Ok(toolchain) => {
+            report.check(bytes, || ebpf::verify(&toolchain));
+            report.check(lints, || ebpf::clippy(&toolchain));
+        }
+        Err(error) => {
+            let reason = format!("its toolchain cannot be had here: {error:#}");
+            report.skip(bytes, &reason);
+            report.skip(lints, &reason);
+        }
     }
-    if let Err(error) = apt::install(&PACKAGES, &sh::root().join("target/apt")) {
-        report.skip("tests that need Debian packages", &format!("{error:#}"));
+}
+
+/// The Python applications that the demo and the tests profile have to be right themselves.
+fn applications(report: &mut Report) {
+    let (shop, truth) = ("the demo site's own tests", "the ground-truth application's own account");
+    match announced("environment of the demo site", Install::prepare) {
+        Ok(install) => {
+            report.check(shop, || install.own_tests());
+            report.check(truth, || oracle(&install.program("python")));
+        }
+        Err(error) => {
+            report.skip(shop, &format!("{error:#}"));
+            report.skip(truth, &format!("{error:#}"));
+        }
+    }
+}
+
+/// The ground truth is what CPython says about its functions: it has to say it of the functions that burn.
+fn oracle(python: &Path) -> Result<()> {
+    let application = sh::root().join("profiler-daemon/tests/apps/truth/truth.py");
+    let mut command = Command::new(python);
+    let said = sh::capture(command.arg("-B").arg(application).arg("--oracle"))?;
+    let said: serde_json::Value = serde_json::from_str(&said).context("the oracle speaks no JSON")?;
+    let functions = said["functions"].as_array().context("the oracle lists no functions")?;
+    for wanted in ["burn_a_leaf", "burn_b_leaf", "burn_c_leaf", "burn_d", "burn_z_leaf"] {
+        let lines = functions
+            .iter()
+            .find(|function| function["co_name"] == wanted)
+            .and_then(|function| function["lines"].as_array().map(Vec::len));
+        ensure!(lines.is_some_and(|lines| lines > 0), "the oracle knows no lines of {wanted}");
+    }
+    Ok(())
+}
+
+/// The tests that run the real program and real readers of what it writes; as root, those too that load the BPF object
+/// into the running kernel and profile real servers.
+fn integration_tests(report: &mut Report, filter: Option<&str>) {
+    for (package, reason) in needs::programs() {
+        report.skip(&format!("Debian's package {package}"), &reason);
     }
     let mut command = cargo_test(&["--package", "profiler-daemon", "--test", "*"], filter);
     // One at a time: each attaches to the whole machine and would see the others' processes.
-    command.args(["--test-threads=1", "--show-output"]);
-    command.env("REQPROF_E2E", "1").env("REQPROF_PYTHONS", pythons());
-    report.tests(step, command);
+    command.args(["--test-threads=1", "--show-output"]).env("REQPROF_PYTHONS", pythons());
+    match announced("readers of our formats from npm", needs::node_modules) {
+        Ok(tools) => drop(command.env("REQPROF_TOOLS_DIR", tools)),
+        // The tests that need them say so, one by one.
+        Err(error) => println!("no tools from npm: {error:#}"),
+    }
+    if sh::is_root() {
+        command.env("REQPROF_E2E", "1");
+    } else {
+        report.skip("the tests on the real kernel", "loading BPF programs needs root");
+    }
+    report.tests("integration and end-to-end tests", command);
 }
 
 /// A `cargo test` to which further arguments for the test programs can be added.

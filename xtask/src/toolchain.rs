@@ -52,6 +52,14 @@ impl Toolchain {
         let linker = bpf_linker(&dir, &llvm).context("getting bpf-linker")?;
         Ok(Self { rustc, library, linker, llvm_bin })
     }
+
+    /// What decides about the object's bytes besides its source, one tool per line. LLVM is a shared library of the
+    /// distribution, so its patch level may change under a bpf-linker that stays.
+    pub fn versions(&self) -> Result<String> {
+        let strip = sh::capture(Command::new(self.llvm_bin.join("llvm-strip")).arg("--version"))?;
+        let llvm = strip.lines().find_map(|line| line.split_once("LLVM version ")).map_or("?", |(_, it)| it);
+        Ok(format!("rustc {RUSTC_VERSION}\nbpf-linker {BPF_LINKER_VERSION}\nLLVM {llvm}\n"))
+    }
 }
 
 /// A cargo that the caller's own build settings cannot reach: they would change the object's bytes.

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::programs::uprobe::UProbeScope;
+use aya::programs::uprobe::{UProbeLink, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, UProbe};
 
 use super::{ProbeState, ProbeTable};
@@ -55,6 +55,8 @@ pub enum BoundaryError {
 #[derive(Default)]
 pub struct BoundaryProbes {
     libraries: HashMap<LibraryKey, Result<usize, String>>,
+    /// With the program that each belongs to.
+    links: Vec<(&'static str, UProbeLinkId)>,
 }
 
 /// Most library files probed. A host has one libc per distribution in use, containers included; 64 sets of about
@@ -82,7 +84,7 @@ impl BoundaryProbes {
         if self.libraries.len() >= LIBRARIES_MAX {
             return Err(format!("{LIBRARIES_MAX} C libraries are probed already"));
         }
-        let result = attach_library(object, file).map_err(|e| e.to_string());
+        let result = attach_library(object, file, &mut self.links).map_err(|e| e.to_string());
         let state = match &result {
             Ok((sites, missing)) if missing.is_empty() => {
                 ProbeState::Active { detail: format!("{sites} sites") }
@@ -98,16 +100,39 @@ impl BoundaryProbes {
         result
     }
 
+    /// Detaches everything. The kernel waits a few times for every CPU at each probe; waiting for all of them at
+    /// once is much faster than one after the other.
+    pub fn detach(&mut self, object: &mut Ebpf) {
+        let links: Vec<UProbeLink> =
+            self.links.drain(..).filter_map(|(program, link)| take_link(object, program, link)).collect();
+        std::thread::scope(|scope| {
+            for link in links {
+                // Where no thread can be had, the link is dropped here.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(link));
+            }
+        });
+        self.libraries.clear();
+    }
+
     /// Libraries that carry probes.
     pub fn attached(&self) -> usize {
         self.libraries.values().filter(|r| r.is_ok()).count()
     }
 }
 
-fn attach_library(object: &mut Ebpf, file: File) -> Result<(usize, Vec<String>), BoundaryError> {
+fn take_link(object: &mut Ebpf, program: &str, link: UProbeLinkId) -> Option<UProbeLink> {
+    let program: &mut UProbe = object.program_mut(program)?.try_into().ok()?;
+    program.take_link(link).ok()
+}
+
+fn attach_library(
+    object: &mut Ebpf,
+    file: File,
+    links: &mut Vec<(&'static str, UProbeLinkId)>,
+) -> Result<(usize, Vec<String>), BoundaryError> {
     let elf = ElfFile::parse(file)?;
     // Aliases (`sendfile` and `sendfile64`) share their code: a site is probed once.
-    let mut wanted: BTreeMap<u64, (&str, &str)> = BTreeMap::new();
+    let mut wanted: BTreeMap<u64, (&str, &'static str)> = BTreeMap::new();
     let mut missing = Vec::new();
     for function in sites::FUNCTIONS {
         let program = PROGRAMS.iter().find(|(name, _)| *name == function.name).map(|(_, program)| *program);
@@ -137,9 +162,9 @@ fn attach_library(object: &mut Ebpf, file: File) -> Result<(usize, Vec<String>),
                 None => e.to_string(),
             },
         };
-        if let Some(program) = object.program_mut(program) {
-            let program: &mut UProbe = program.try_into().map_err(failed)?;
-            program.attach(*site, &path, UProbeScope::AllProcesses).map_err(failed)?;
+        if let Some(uprobe) = object.program_mut(program) {
+            let uprobe: &mut UProbe = uprobe.try_into().map_err(failed)?;
+            links.push((program, uprobe.attach(*site, &path, UProbeScope::AllProcesses).map_err(failed)?));
         }
     }
     Ok((wanted.len(), missing))

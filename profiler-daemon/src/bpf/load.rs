@@ -9,7 +9,8 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ActiveValue, ConnectionValue, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
+    ActiveValue, ConnectionValue, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue,
+    TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -66,7 +67,9 @@ pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
     pub connections: HashOf<u64, ConnectionValue>,
-    pub active: HashOf<u32, ActiveValue>,
+    /// For counting.
+    pub connection_entries: Option<Entries>,
+    pub active_entries: Option<Entries>,
     pub stats: KernelStats,
     /// The programs. Dropping it detaches everything.
     pub object: Ebpf,
@@ -76,10 +79,20 @@ pub struct Kernel {
     pub offsets_known: bool,
 }
 
-/// Boundary probes and their slots in `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
-const TRANSFER_STEPS: [&str; 7] =
-    ["http_recv", "http_read", "http_readv", "http_recvmsg", "http_send", "http_writev", "http_sendmsg"];
-const OTHER_UPROBES: [&str; 3] = ["http_sendfile", "http_accept", "http_close"];
+/// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
+const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
+const PROBES: [&str; 10] = [
+    "http_recv",
+    "http_read",
+    "http_readv",
+    "http_recvmsg",
+    "http_send",
+    "http_writev",
+    "http_sendmsg",
+    "http_sendfile",
+    "http_accept",
+    "http_close",
+];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
 
 /// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by
@@ -119,7 +132,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
             None => LoadError::Object(error),
         })?;
 
-    for name in TRANSFER_STEPS.iter().chain(&OTHER_UPROBES) {
+    for name in TRANSFER_STEPS.iter().chain(&PROBES) {
         load_program(&mut object, name, |p: &mut UProbe| p.load())?;
     }
     for name in SAMPLE_STEPS.iter().chain(&["sample"]) {
@@ -154,10 +167,22 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     };
     let ring = Ring::new(take(&mut object, "EVENTS")?)?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
-    let connections = hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?;
-    let active = hash(take(&mut object, "ACTIVE")?, "ACTIVE")?;
+    let connections = take(&mut object, "CONNECTIONS")?;
+    let connection_entries = entries::<u64, ConnectionValue>(&connections, "CONNECTIONS")?;
+    let connections = hash(connections, "CONNECTIONS")?;
+    let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel { ring, targets, connections, active, stats, object, logger, offsets_known })
+    Ok(Kernel {
+        ring,
+        targets,
+        connections,
+        connection_entries,
+        active_entries,
+        stats,
+        object,
+        logger,
+        offsets_known,
+    })
 }
 
 fn load_program<'a, P: 'a>(
@@ -206,6 +231,10 @@ fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
 
 fn hash<K: Pod, V: Pod>(map: Map, name: &'static str) -> Result<HashOf<K, V>, LoadError> {
     aya::maps::HashMap::try_from(map).map_err(|e: MapError| LoadError::Map { name, reason: e.to_string() })
+}
+
+fn entries<K, V>(map: &Map, name: &'static str) -> Result<Option<Entries>, LoadError> {
+    Entries::of::<K, V>(map).map_err(|e| LoadError::Map { name, reason: e.to_string() })
 }
 
 /// The operating system's words, when an error means "not allowed".

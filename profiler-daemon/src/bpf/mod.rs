@@ -5,14 +5,18 @@
 
 mod boundary;
 mod btf;
+mod entries;
 mod load;
+mod loss;
 mod ring;
 mod sampler;
 mod stats;
 pub mod sys;
 
 pub use boundary::{BoundaryProbes, LibraryKey};
+pub use entries::Entries;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
+pub use loss::Loss;
 pub use ring::Ring;
 pub use sampler::CpuSampler;
 pub use stats::{KernelStats, RunTimes, total};

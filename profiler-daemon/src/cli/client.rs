@@ -266,13 +266,7 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
         return Ok(raw);
     }
     let record = parse(options, &raw)?;
-    let mut out = String::new();
-    for (name, value) in record.as_object().into_iter().flatten() {
-        let shown =
-            if name.ends_with("_ns") && value.is_u64() { duration(Some(value)) } else { text(&record, name) };
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "{:<16}{shown}", printable(name));
-    }
+    let out = facts(&record);
     let mut out = out.into_bytes();
     if record.get("profile") == Some(&Value::Bool(true)) {
         let pairs =
@@ -282,6 +276,40 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
         out.extend(tree);
     }
     Ok(out)
+}
+
+/// The record's order in `show`; a field that a later version adds comes after these.
+const FACTS_FIRST: [&str; 9] =
+    ["id", "service", "method", "path", "route", "status", "outcome", "start", "duration_ns"];
+
+/// A record, a field per line. What is unknown, or says that nothing special happened, is left out.
+fn facts(record: &Value) -> String {
+    let mut out = String::new();
+    let names = record.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str));
+    for name in FACTS_FIRST.into_iter().chain(names.filter(|name| !FACTS_FIRST.contains(name))) {
+        let value = &record[name];
+        let silent = match name {
+            "lost_events" | "tail_samples" => value == 0,
+            "profile" => value == true,
+            _ => value.is_null(),
+        };
+        if silent {
+            continue;
+        }
+        let label = name.strip_suffix("_ns").unwrap_or(name).replace('_', " ");
+        let shown = match value {
+            Value::Object(parts) => {
+                let each =
+                    parts.iter().map(|(part, ns)| format!("{} {}", printable(part), duration(Some(ns))));
+                each.collect::<Vec<_>>().join(", ")
+            }
+            _ if name.ends_with("_ns") => duration(Some(value)),
+            _ => text(record, name),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{:<16}{shown}", printable(&label));
+    }
+    out
 }
 
 /// Writes a profile to a file, or returns it for standard output.
@@ -483,6 +511,22 @@ route      count     p50
         let cells: Vec<_> = shown.lines().nth(1).unwrap().split("  ").map(str::trim).collect();
         let cells: Vec<_> = cells.into_iter().filter(|c| !c.is_empty()).collect();
         assert_eq!(cells, ["shop", "/\\u{1b}[2J\\n", "3", "1", "1.5 ms", "2.0 s", "0.9 µs", "1.0 ms", "-"]);
+    }
+
+    #[test]
+    fn a_record_shows_what_is_known_and_what_is_special() {
+        let record = json!({
+            "id": "a1", "path": "/x\u{1b}", "duration_ns": 20_000_000, "off_cpu_ns": {"disk": 1_500_000, "sleep": 0},
+            "trace_id": null, "lost_events": 0, "tail_samples": 2, "profile": true,
+        });
+        let expected = "\
+id              a1
+path            /x\\u{1b}
+duration        20.0 ms
+off cpu         disk 1.5 ms, sleep 0.0 µs
+tail samples    2
+";
+        assert_eq!(facts(&record), expected);
     }
 
     #[test]

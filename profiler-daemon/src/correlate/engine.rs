@@ -27,6 +27,8 @@ const TAIL_WAIT: u64 = 250_000_000;
 const FLUSH_AFTER: u64 = 200_000_000;
 /// How long a response of unreadable length may be silent before it is over, ns.
 const IDLE_AFTER: u64 = 5_000_000_000;
+/// Between two audits, ns: longer than any record waits in the ring.
+pub const AUDIT_EVERY: u64 = 6_000_000_000;
 /// Open connections remembered: as many as the kernel side tracks.
 const CONNECTIONS_MAX: usize = 65_536;
 /// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
@@ -110,6 +112,10 @@ pub struct Counters {
     pub samples_revoked: u64,
     /// Pipelined requests whose head was invisible.
     pub requests_unseen: u64,
+    /// Requests that share the kernel side's mark with the one before them, so that it counted them as one.
+    pub requests_pipelined: u64,
+    /// What was announced as a request and is none.
+    pub requests_discarded: u64,
     /// Connections or threads beyond what is remembered.
     pub refused: u64,
 }
@@ -120,6 +126,10 @@ struct Conn {
     machine: Connection,
     /// Open requests by the machine's number; nearly always one.
     requests: Vec<(u64, RequestKey)>,
+    /// The mark of the latest request.
+    activation: u64,
+    /// The kernel side did not know it when it was last asked; see [`Engine::audit`].
+    missing: bool,
 }
 
 #[derive(Debug)]
@@ -217,6 +227,27 @@ impl Engine {
         }
     }
 
+    /// Called every [`AUDIT_EVERY`] for a while after records were lost: closes the connections whose close was among
+    /// them. `is_open` asks the kernel side. A connection has to be missing twice, because what was written just
+    /// before the question may still be on its way.
+    pub fn audit(&mut self, now: u64, is_open: &dyn Fn(ConnId) -> bool, sink: Sink<'_>) {
+        let mut gone = Vec::new();
+        for (&pid, fds) in &mut self.connections {
+            for (&fd, conn) in fds {
+                let last = conn.machine.last_activity();
+                let missing = now.saturating_sub(last) > IDLE_AFTER
+                    && !is_open(ConnId { generation: conn.generation, pid, fd });
+                if missing && conn.missing {
+                    gone.push(((pid, fd), last));
+                }
+                conn.missing = missing;
+            }
+        }
+        for (place, last) in gone {
+            self.close_place(place, last, true, sink);
+        }
+    }
+
     /// The process is gone, as the daemon found out by itself.
     pub fn process_gone(&mut self, pid: u32, now: u64, sink: Sink<'_>) {
         self.end_process(pid, now, sink);
@@ -251,7 +282,8 @@ impl Engine {
             self.counters.refused += 1;
             return;
         }
-        let conn = Conn { generation: id.generation, machine, requests: Vec::new() };
+        let conn =
+            Conn { generation: id.generation, machine, requests: Vec::new(), activation: 0, missing: false };
         if self.connections.entry(id.pid).or_default().insert(id.fd, conn).is_none() {
             self.connection_count += 1;
         }
@@ -329,6 +361,7 @@ impl Engine {
                 }
                 Found::Discarded { seq } => {
                     if let Some(key) = self.take_key(place, seq) {
+                        self.counters.requests_discarded += 1;
                         if let Some(request) = self.open.remove(&key) {
                             self.forget_open(request.tid, key);
                             self.counters.samples_revoked += request.samples;
@@ -373,6 +406,8 @@ impl Engine {
         let key = self.next_key;
         if let Some(conn) = self.conn(place) {
             conn.requests.push((seq, key));
+            let before = std::mem::replace(&mut conn.activation, activation);
+            self.counters.requests_pipelined += u64::from(before == activation);
         }
         let mut attributed = !interleaves;
         if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {

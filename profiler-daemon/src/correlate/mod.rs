@@ -8,4 +8,4 @@ pub mod http;
 pub mod route;
 mod thread;
 
-pub use engine::{Counters, Engine, Finished, Output, ProcessEvent, RequestKey};
+pub use engine::{AUDIT_EVERY, Counters, Engine, Finished, Output, ProcessEvent, RequestKey};

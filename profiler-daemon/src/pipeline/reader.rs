@@ -9,9 +9,9 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use profiler_common::RawFrame;
 
 use super::Stats;
-use crate::bpf::{Ring, sys};
+use crate::bpf::{Loss, Ring, sys};
 use crate::correlate::http::Protocol;
-use crate::correlate::{Engine, Finished, Output, ProcessEvent, RequestKey};
+use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
 use crate::process::identity::ProcessKey;
 use crate::process::manager;
@@ -24,6 +24,9 @@ const POLL: Duration = Duration::from_millis(10);
 const DRAIN: usize = 4096;
 /// Between two looks at what was silent, ns.
 const TICK: u64 = 100_000_000;
+
+/// Looks after the last loss: one at which a connection may not be silent for long enough, two to find it missing.
+const AUDITS: u32 = 3;
 
 /// To the finisher.
 #[derive(Debug)]
@@ -67,8 +70,18 @@ pub struct Reader {
     pub targets: Targets,
     pub stats: Stats,
     pub recorder: Option<Recorder>,
+    pub loss: Option<Loss>,
     pub undecodable: u64,
     pub batch: Vec<Message>,
+    audit: Audit,
+}
+
+/// When to look for connections whose close was lost.
+#[derive(Default)]
+struct Audit {
+    next: u64,
+    lost: u64,
+    left: u32,
 }
 
 impl Reader {
@@ -85,6 +98,8 @@ impl Reader {
             targets,
             stats,
             recorder: None,
+            loss: None,
+            audit: Audit::default(),
             undecodable: 0,
             batch: Vec::new(),
         }
@@ -105,6 +120,7 @@ impl Reader {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.tick(now);
+                self.audit(now);
             }
             if !self.flush() || (stopping && drained == 0) {
                 break;
@@ -147,6 +163,23 @@ impl Reader {
             s.open_connections = connections as u64;
             s.undecodable = undecodable;
         });
+    }
+
+    /// After a loss: looks for connections whose close was lost.
+    fn audit(&mut self, now: u64) {
+        let Some(loss) = self.loss.as_ref().filter(|_| now >= self.audit.next) else { return };
+        self.audit.next = now + AUDIT_EVERY;
+        let lost = loss.records();
+        if lost != self.audit.lost {
+            self.audit.lost = lost;
+            self.audit.left = AUDITS;
+        }
+        if self.audit.left > 0 {
+            self.audit.left -= 1;
+            let mut route =
+                Route { batch: &mut self.batch, manager: self.manager.as_ref(), targets: &self.targets };
+            self.engine.audit(now, &|conn| loss.is_open(conn), &mut |output| route.output(output));
+        }
     }
 
     /// Hands the batch on. `false`: nobody is there to take it.

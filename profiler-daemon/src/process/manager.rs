@@ -44,8 +44,11 @@ pub enum Message {
     Stop,
 }
 
-/// Full scans of `/proc`, for what no event told.
+/// Scans of `/proc`, for what no event told.
 const SCAN_EVERY: Duration = Duration::from_secs(5);
+/// One of so many scans looks at processes again that were not selected before, though nobody listens who did not:
+/// a process can change its name.
+const FULL_SCAN: u32 = 6;
 /// CPUs, and processes that died unseen.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 /// A new program is looked at again after these times: libraries are mapped, the interpreter started and sockets
@@ -82,6 +85,10 @@ pub struct Manager {
     pub gone: Box<dyn Fn(u32) + Send>,
     pub included: HashSet<u32>,
     pending: HashMap<u32, Pending>,
+    /// Looked at by the last scan, and the sockets it found.
+    scanned: HashMap<u32, ProcessKey>,
+    listening: Listening,
+    scans: u32,
     own_pid: u32,
 }
 
@@ -111,6 +118,9 @@ impl Manager {
             gone,
             included: HashSet::new(),
             pending: HashMap::new(),
+            scanned: HashMap::new(),
+            listening: Listening::default(),
+            scans: 0,
             own_pid: std::process::id(),
         }
     }
@@ -152,6 +162,7 @@ impl Manager {
             }
         }
         self.sampler.detach(&mut self.object);
+        self.boundary.detach(&mut self.object);
         self.object
     }
 
@@ -180,6 +191,7 @@ impl Manager {
             }),
             Message::Configure { selection, frequency } => {
                 self.selection = selection;
+                self.scans = 0;
                 self.sampler.set_frequency(&mut self.object, frequency, &self.probes);
                 self.scan();
             }
@@ -200,17 +212,27 @@ impl Manager {
         }
     }
 
-    /// Looks at every process.
+    /// Looks at every process that may have become one of ours. Most have not, and reading all that `/proc` knows of
+    /// them every time would cost more than everything else that an idle daemon does.
     fn scan(&mut self) {
         let Ok(entries) = std::fs::read_dir("/proc") else { return };
         let pids: Vec<u32> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         let listening = Listening::of(self.own_pid);
+        let full = self.scans % FULL_SCAN == 0 || listening != self.listening;
+        self.scans = self.scans.wrapping_add(1);
+        let before = std::mem::take(&mut self.scanned);
         for pid in pids {
-            if !self.targets.is_live(pid) {
+            if self.targets.is_live(pid) {
+                continue;
+            }
+            let Ok(key) = identity::key(pid) else { continue };
+            if full || before.get(&pid) != Some(&key) {
                 self.consider_with(pid, false, Some(&listening));
             }
+            self.scanned.insert(pid, key);
         }
+        self.listening = listening;
     }
 
     /// Targets that ended without an event.

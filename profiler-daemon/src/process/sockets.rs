@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 /// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listening(HashMap<u64, u16>);
 
 /// Lines read of each table; a host has far fewer sockets that listen.
 const LINES_MAX: usize = 100_000;
+/// Bytes read at a time of a table that is not read to its end.
+const CHUNK: usize = 4096;
 /// Descriptors looked at per process.
 const FDS_MAX: usize = 65_536;
 
@@ -20,8 +23,9 @@ impl Listening {
     pub fn of(pid: u32) -> Self {
         let mut found = HashMap::new();
         for table in ["tcp", "tcp6"] {
-            if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
-                found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(tcp_line));
+            if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{table}")) {
+                let lines = BufReader::with_capacity(CHUNK, file).lines().map_while(Result::ok);
+                found.extend(listeners(lines));
             }
         }
         if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/unix")) {
@@ -56,6 +60,12 @@ impl Listening {
     }
 }
 
+/// The listening sockets of a table. They come before all others, so the rest, which on a busy host are tens of
+/// thousands of connections that the kernel is slow to list, stays unread.
+fn listeners(lines: impl Iterator<Item = String>) -> impl Iterator<Item = (u64, u16)> {
+    lines.skip(1).take(LINES_MAX).map_while(|line| tcp_line(&line))
+}
+
 /// `/proc/net/tcp` (Documentation/networking/proc_net_tcp.rst): `sl local rem st … inode`; state 0A is LISTEN.
 fn tcp_line(line: &str) -> Option<(u64, u16)> {
     let mut fields = line.split_whitespace();
@@ -86,6 +96,19 @@ mod tests {
         let line = "0000000000000000: 00000002 00000000 00010000 0001 01 19123 /run/app.sock";
         assert_eq!(unix_line(line), Some((19123, 0)));
         assert_eq!(unix_line("garbage"), None);
+    }
+
+    #[test]
+    fn a_table_is_read_as_far_as_sockets_listen() {
+        let line = |state: &str, inode: u32| {
+            format!(
+                "   0: 0100007F:26F9 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1 0"
+            )
+        };
+        let table = ["head".to_owned(), line("0A", 1), line("0A", 2), line("01", 3), line("06", 0)];
+        let mut rest = table.into_iter();
+        assert_eq!(listeners(rest.by_ref()).collect::<Vec<_>>(), [(1, 9977), (2, 9977)]);
+        assert_eq!(rest.count(), 1, "the last line was not looked at");
     }
 
     #[test]

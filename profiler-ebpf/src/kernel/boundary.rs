@@ -21,34 +21,16 @@ const MSG_PEEK: u64 = 2;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
 
-/// Slots of `TRANSFER_STEPS`, by probe.
-const STEP_RECV: u32 = 0;
-const STEP_READ: u32 = 1;
-const STEP_READV: u32 = 2;
-const STEP_RECVMSG: u32 = 3;
-const STEP_SEND: u32 = 4;
-const STEP_WRITEV: u32 = 5;
-const STEP_SENDMSG: u32 = 6;
+/// Where the bytes of a transfer are; values of `Connection::call`.
+const FLAT: u32 = 0;
+/// `rsi` and `rdx` are an array of `struct iovec` and its length.
+const VECTOR: u32 = 1;
+/// `rsi` is a `struct msghdr`.
+const MESSAGE: u32 = 2;
 
-/// Where the bytes of a transfer are.
-#[derive(Clone, Copy)]
-enum Buffer {
-    Flat(u64),
-    /// Address and length of an array of `struct iovec`.
-    Vector(u64, u64),
-    /// Not in user memory (`sendfile`).
-    Nowhere,
-}
-
-struct Call {
-    direction: u16,
-    buffer: Buffer,
-    /// What the call returned.
-    result: i64,
-    /// The connection may be created here, when its bytes say that it is one.
-    discover: bool,
-    step: u32,
-}
+/// Slots of `TRANSFER_STEPS`.
+const STEP_IN: u32 = 0;
+const STEP_OUT: u32 = 1;
 
 #[inline(always)]
 fn regs(ctx: &ProbeContext) -> &pt_regs {
@@ -67,123 +49,52 @@ fn is_target(pid: u32) -> bool {
 
 #[inline(always)]
 pub fn recv(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
     let r = regs(ctx);
     if r.r10 & MSG_PEEK != 0 || r.rdx == 0 {
         return 0;
     }
-    let buffer = Buffer::Flat(r.rsi);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_IN, buffer, result: r.rax as i64, discover: true, step: STEP_RECV },
-    )
+    receive(ctx, FLAT, true)
 }
 
 #[inline(always)]
 pub fn read(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
+    if regs(ctx).rdx == 0 {
         return 0;
     }
-    let r = regs(ctx);
-    if r.rdx == 0 {
-        return 0;
-    }
-    let buffer = Buffer::Flat(r.rsi);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_IN, buffer, result: r.rax as i64, discover: false, step: STEP_READ },
-    )
+    receive(ctx, FLAT, false)
 }
 
 #[inline(always)]
 pub fn readv(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let r = regs(ctx);
-    let buffer = Buffer::Vector(r.rsi, r.rdx);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_IN, buffer, result: r.rax as i64, discover: false, step: STEP_READV },
-    )
+    receive(ctx, VECTOR, false)
 }
 
 #[inline(always)]
 pub fn recvmsg(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
+    if regs(ctx).rdx & MSG_PEEK != 0 {
         return 0;
     }
-    let r = regs(ctx);
-    if r.rdx & MSG_PEEK != 0 {
-        return 0;
-    }
-    let buffer = message(r.rsi);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_IN, buffer, result: r.rax as i64, discover: true, step: STEP_RECVMSG },
-    )
+    receive(ctx, MESSAGE, true)
 }
 
 #[inline(always)]
 pub fn send(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let r = regs(ctx);
-    let buffer = Buffer::Flat(r.rsi);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_OUT, buffer, result: r.rax as i64, discover: false, step: STEP_SEND },
-    )
+    begin(ctx, DIR_OUT, FLAT, false)
 }
 
 #[inline(always)]
 pub fn writev(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let r = regs(ctx);
-    let buffer = Buffer::Vector(r.rsi, r.rdx);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_OUT, buffer, result: r.rax as i64, discover: false, step: STEP_WRITEV },
-    )
+    begin(ctx, DIR_OUT, VECTOR, false)
 }
 
 #[inline(always)]
 pub fn sendmsg(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let r = regs(ctx);
-    let buffer = message(r.rsi);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call { direction: DIR_OUT, buffer, result: r.rax as i64, discover: false, step: STEP_SENDMSG },
-    )
+    begin(ctx, DIR_OUT, MESSAGE, false)
+}
+
+#[inline(always)]
+fn receive(ctx: &ProbeContext, call: u32, discover: bool) -> u32 {
+    begin(ctx, DIR_IN, call, discover)
 }
 
 #[inline(always)]
@@ -192,65 +103,99 @@ pub fn sendfile(ctx: &ProbeContext) -> u32 {
     if !is_target(ids.pid) {
         return 0;
     }
-    let r = regs(ctx);
-    transfer(
-        ctx,
-        ids,
-        r.rdi as u32,
-        Call {
-            direction: DIR_OUT,
-            buffer: Buffer::Nowhere,
-            result: r.rax as i64,
-            discover: false,
-            step: u32::MAX,
-        },
-    )
-}
-
-/// `struct msghdr` on x86-64 (glibc, bits/socket.h): `msg_iov` at 16, `msg_iovlen` at 24.
-#[inline(always)]
-fn message(address: u64) -> Buffer {
-    match (Current.word(address + 16), Current.word(address + 24)) {
-        (Ok(iov), Ok(len)) => Buffer::Vector(iov, len),
-        _ => Buffer::Nowhere,
+    let Some((flow, conn)) = followed(ctx, ids, DIR_OUT, None) else { return 0 };
+    let result = regs(ctx).rax as i64;
+    if result <= 0 {
+        return ended(&flow, conn, result);
     }
+    piece::emit(&flow, conn, 0, result as u64, true);
+    0
 }
 
-/// One piece of one call's transfer; tail-calls the probe again while bytes are left.
+/// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes at this
+/// address say that it is one.
 #[inline(always)]
-fn transfer(ctx: &ProbeContext, ids: Ids, fd: u32, call: Call) -> u32 {
+fn followed(
+    ctx: &ProbeContext,
+    ids: Ids,
+    direction: u16,
+    discover: Option<u32>,
+) -> Option<(Flow, &'static mut Connection)> {
+    let r = regs(ctx);
+    let fd = r.rdi as u32;
     let key = connection_key(ids.pid, fd);
     let conn = match CONNECTIONS.get_ptr_mut(key) {
         Some(conn) => conn,
-        None => {
-            if !call.discover || call.result < 4 {
-                return 0;
-            }
-            match discover(key, &call.buffer) {
-                Some(conn) => conn,
-                None => return 0,
-            }
-        }
+        None => match discover {
+            Some(call) if r.rax as i64 >= 4 => self::discover(key, r, call)?,
+            _ => return None,
+        },
     };
     // SAFETY: a live map value; entries are preallocated and never unmapped.
     let conn = unsafe { &mut *conn };
     if conn.flags & connection_flags::IGNORED != 0 {
+        return None;
+    }
+    Some((Flow { ids, fd, key, direction }, conn))
+}
+
+/// A transfer: what is cheap is decided here, the bytes are looked at by [`transfer`], which all calls share,
+/// because it is large and the verifier takes its time with each copy.
+#[inline(always)]
+fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
+    let ids = ids();
+    if !is_target(ids.pid) {
         return 0;
     }
-    let flow = Flow { ids, fd, key, direction: call.direction };
-    if call.result <= 0 {
-        return ended(&flow, conn, call.result);
+    let Some((flow, conn)) = followed(ctx, ids, direction, discover.then_some(call)) else { return 0 };
+    let result = regs(ctx).rax as i64;
+    if result <= 0 {
+        return ended(&flow, conn, result);
     }
-    let total = call.result as u64;
+    reset(conn);
+    conn.call = call;
+    next(ctx, &flow, conn, result as u64)
+}
+
+#[inline(always)]
+pub fn transfer_in(ctx: &ProbeContext) -> u32 {
+    transfer(ctx, DIR_IN)
+}
+
+#[inline(always)]
+pub fn transfer_out(ctx: &ProbeContext) -> u32 {
+    transfer(ctx, DIR_OUT)
+}
+
+/// On to the next piece.
+#[inline(always)]
+fn next(ctx: &ProbeContext, flow: &Flow, conn: &mut Connection, total: u64) -> u32 {
+    // SAFETY: the array holds uprobe programs.
+    unsafe { TRANSFER_STEPS.tail_call(ctx, if flow.direction == DIR_IN { STEP_IN } else { STEP_OUT }) };
+    // The chain is at its limit: the rest is one invisible piece.
+    let rest = total.saturating_sub(conn.offset);
+    count(Stat::PipelineOverflow);
+    piece::emit_plain(flow, conn, rest, flags::PIPELINE_OVERFLOW, 0);
+    reset(conn);
+    0
+}
+
+/// One piece of one call's transfer; tail-called again while bytes are left.
+#[inline(always)]
+fn transfer(ctx: &ProbeContext, direction: u16) -> u32 {
+    let ids = ids();
+    let Some((flow, conn)) = followed(ctx, ids, direction, None) else { return 0 };
+    let r = regs(ctx);
+    let total = r.rax;
     let done = conn.offset;
     if done >= total {
         reset(conn);
         return 0;
     }
     let left_total = total - done;
-    let (address, left, element_left) = match call.buffer {
-        Buffer::Flat(address) => (address + done, left_total, left_total),
-        Buffer::Vector(array, length) => {
+    let (address, left, element_left) = match elements(r, conn.call) {
+        None => (r.rsi + done, left_total, left_total),
+        Some((array, length)) => {
             if u64::from(conn.element) >= length {
                 (0, left_total, 0)
             } else {
@@ -264,7 +209,6 @@ fn transfer(ctx: &ProbeContext, ids: Ids, fd: u32, call: Call) -> u32 {
                 }
             }
         }
-        Buffer::Nowhere => (0, left_total, 0),
     };
     if left > 0 {
         let covered = piece::emit(&flow, conn, address, left, left == left_total);
@@ -283,14 +227,22 @@ fn transfer(ctx: &ProbeContext, ids: Ids, fd: u32, call: Call) -> u32 {
         conn.element = conn.element.wrapping_add(1);
         conn.element_offset = 0;
     }
-    // SAFETY: the array holds uprobe programs.
-    unsafe { TRANSFER_STEPS.tail_call(ctx, call.step) };
-    // The chain is at its limit: the rest is one invisible piece.
-    let rest = total.saturating_sub(conn.offset);
-    count(Stat::PipelineOverflow);
-    piece::emit_plain(&flow, conn, rest, flags::PIPELINE_OVERFLOW, 0);
-    reset(conn);
-    0
+    next(ctx, &flow, conn, total)
+}
+
+/// Address and length of the array of `struct iovec`; `None` for a flat buffer.
+#[inline(always)]
+fn elements(r: &pt_regs, call: u32) -> Option<(u64, u64)> {
+    match call {
+        FLAT => None,
+        VECTOR => Some((r.rsi, r.rdx)),
+        // `struct msghdr` on x86-64 (glibc, bits/socket.h): `msg_iov` at 16, `msg_iovlen` at 24. What cannot be
+        // read has no elements, so its bytes stay invisible.
+        _ => match (Current.word(r.rsi + 16), Current.word(r.rsi + 24)) {
+            (Ok(array), Ok(length)) => Some((array, length)),
+            _ => Some((0, 0)),
+        },
+    }
 }
 
 #[inline(always)]
@@ -328,11 +280,10 @@ fn deactivate(tid: u32, key: u64) {
 
 /// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method.
 #[inline(always)]
-fn discover(key: u64, buffer: &Buffer) -> Option<*mut Connection> {
-    let address = match *buffer {
-        Buffer::Flat(address) => address,
-        Buffer::Vector(array, _) => Current.word(array).ok()?,
-        Buffer::Nowhere => return None,
+fn discover(key: u64, r: &pt_regs, call: u32) -> Option<*mut Connection> {
+    let address = match elements(r, call) {
+        None => r.rsi,
+        Some((array, _)) => Current.word(array).ok()?,
     };
     let mut first = 0u32;
     // SAFETY: a local of four bytes.
@@ -363,6 +314,8 @@ const EMPTY: Connection = Connection {
     window_in: 0,
     window_out: 0,
     lost: 0,
+    call: 0,
+    reserved: 0,
     in_state: connection_state::EXPECT,
     out_state: connection_state::EXPECT,
     flags: 0,

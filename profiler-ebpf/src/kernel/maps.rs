@@ -40,9 +40,9 @@ pub static SAMPLE_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 pub const STEP_WALK: u32 = 0;
 pub const STEP_FINISH: u32 = 1;
 
-/// The boundary probes themselves, for the next piece of a transfer.
+/// What looks at the next piece of a transfer, by direction.
 #[map]
-pub static TRANSFER_STEPS: ProgramArray = ProgramArray::with_max_entries(8, 0);
+pub static TRANSFER_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
 /// Layout version, compared by the daemon before anything is attached.
 #[unsafe(no_mangle)]

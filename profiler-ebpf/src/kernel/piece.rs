@@ -7,7 +7,7 @@ use profiler_common::{
     Active, ConnId, Connection, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, connection_flags,
     connection_state, flags,
 };
-use profiler_ebpf::head::{empty_line_end, has_line_feed, may_begin_request, may_begin_response};
+use profiler_ebpf::head::{empty_lines, first_mark, may_begin_request, may_begin_response};
 
 use super::{
     maps::{ACTIVE, EVENTS, QUIET, count},
@@ -167,10 +167,18 @@ fn emit_plain_tail(flow: &Flow, conn: &mut Connection, advance: u64, bits: u16, 
             slot.submit(QUIET);
             conn.lost = 0;
         }
-        None => {
-            conn.lost += 1;
-            count(Stat::BoundaryLostRing);
-        }
+        None => missed(conn, bits),
+    }
+}
+
+/// A record did not fit. The next one of this connection says so; what it began is counted, because nothing that
+/// follows tells of it.
+#[inline(always)]
+fn missed(conn: &mut Connection, bits: u16) {
+    conn.lost += 1;
+    count(Stat::BoundaryLostRing);
+    if bits & flags::NEW_ACTIVATION != 0 {
+        count(Stat::RequestsLostRing);
     }
 }
 
@@ -199,8 +207,7 @@ fn with_room<const ROOM: usize>(
 ) -> u64 {
     let incoming = flow.direction == DIR_IN;
     let Some(mut slot) = EVENTS.reserve::<Captured<ROOM>>(0) else {
-        conn.lost += 1;
-        count(Stat::BoundaryLostRing);
+        missed(conn, bits);
         // Without the bytes the end of the head is unknown: take the rest for a body, the daemon resynchronises.
         if incoming {
             conn.in_state = connection_state::BODY;
@@ -245,12 +252,10 @@ fn with_room<const ROOM: usize>(
                 break;
             }
             let w = words.add(i).read();
-            if has_line_feed(w) {
-                let end = empty_line_end(before, w);
-                if end != 0 {
-                    (&raw mut conn.scan).write_volatile((i * 8) as u64 + end);
-                    break;
-                }
+            let marks = empty_lines(before, w);
+            if marks != 0 {
+                (&raw mut conn.scan).write_volatile((i * 8) as u64 + first_mark(marks));
+                break;
             }
             before = w;
             i += 1;

@@ -30,6 +30,8 @@ mod usage;
 const WORKERS: usize = 2;
 /// 51 queries; see deploy/demo/README.md.
 const PATH: &str = "/orders/1/";
+/// Starting a page's servers and filling its database.
+const PREPARATION: Duration = Duration::from_secs(20);
 const ALL_PEERS: [Peer; 6] =
     [Peer::Control, Peer::Reqprof, Peer::Reqprof999, Peer::PySpy, Peer::Pyinstrument, Peer::Cprofile];
 /// What a new document says above its first section.
@@ -48,10 +50,16 @@ pub struct OverheadOptions {
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
     /// Length of a slice, such as 3s or 500ms
-    #[arg(long, default_value = "3s", value_parser = duration)]
+    #[arg(long, default_value = "3s", value_parser = slice_length)]
     slice: Duration,
+    /// Length of a slice of a middleware, which costs so much that less will do [default: as --slice]
+    #[arg(long, value_parser = slice_length)]
+    middleware_slice: Option<Duration>,
+    /// Measure fewer pairs rather than longer than this, such as 30m, in all
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    within: Option<Duration>,
     /// Six pairs of one second: to see that it works, not what it costs
-    #[arg(long, conflicts_with_all = ["pairs", "slice"])]
+    #[arg(long, conflicts_with_all = ["pairs", "slice", "middleware_slice"])]
     quick: bool,
     /// Only these profilers (repeatable)
     #[arg(long, value_enum)]
@@ -91,6 +99,7 @@ pub fn run(command: &Command) -> Result<()> {
 fn overhead(options: &OverheadOptions) -> Result<()> {
     let (pairs, slice) =
         if options.quick { (6, Duration::from_secs(1)) } else { (options.pairs, options.slice) };
+    let middleware_slice = options.middleware_slice.unwrap_or(slice);
     let peers = if options.only.is_empty() { ALL_PEERS.to_vec() } else { options.only.clone() };
     let databases = if options.page.is_empty() {
         vec![Database::Sqlite, Database::Postgresql]
@@ -113,22 +122,30 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
     };
     let tools = Tools { reqprof, py_spy: install.program("py-spy"), home };
 
-    let expected = expected_time(&peers, pairs, slice) * databases.len() as u32;
-    let limit = expected * 2 + Duration::from_secs(120);
+    let plan = Plan { pairs, slice, middleware_slice };
+    let expected = plan.page(&peers) * databases.len() as u32;
+    let limit = options.within.unwrap_or(expected * 2 + Duration::from_secs(120));
     eprintln!(
-        "{pairs} pairs of {slice:?} for each of {} profilers on {} pages: about {}, at most {}.",
+        "{pairs} pairs of {slice:?} ({middleware_slice:?} for a middleware) for each of {} profilers on {} pages: about {}, at most {}.",
         peers.len(),
         databases.len(),
         minutes(expected),
         minutes(limit)
     );
-    let shape =
-        Shape { pairs, slice, connections: WORKERS, path: PATH.into(), deadline: Instant::now() + limit };
-    let bench = Bench { install, tools, peers, shape };
-    let pages: Vec<Page> = databases.into_iter().map(|database| bench.page(database)).collect();
+    let schedule = Schedule { begun: Instant::now(), stretch: limit.as_secs_f64() / expected.as_secs_f64() };
+    let bench = Bench { install, tools, peers, plan, schedule };
+    let mut pages: Vec<Page> = Vec::new();
+    for (place, database) in (0..).zip(databases) {
+        pages.push(bench.page(database, bench.plan.page(&bench.peers) * place));
+    }
 
+    let of_middlewares = if slice == middleware_slice {
+        String::new()
+    } else {
+        format!(" ({middleware_slice:?} for the middlewares)")
+    };
     let method = format!(
-        "`{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections, {pairs} pairs of {slice:?} each. \
+        "`{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections, {pairs} pairs of {slice:?} each{of_middlewares}. \
          Ratios are medians over the pairs, with\na 95 % interval."
     );
     let (title, body) = (report::title(), report::render(&method, &pages));
@@ -145,21 +162,63 @@ struct Bench {
     install: Install,
     tools: Tools,
     peers: Vec<Peer>,
-    shape: Shape,
+    plan: Plan,
+    schedule: Schedule,
+}
+
+/// How much is measured.
+struct Plan {
+    pairs: u32,
+    slice: Duration,
+    middleware_slice: Duration,
+}
+
+/// By when each measurement has to be done: the limit of the whole, divided as the expected times are. So a slow
+/// machine takes pairs from all of them instead of whole rows from the end.
+struct Schedule {
+    begun: Instant,
+    /// The limit over the expected time.
+    stretch: f64,
+}
+
+impl Plan {
+    fn slice(&self, peer: Peer) -> Duration {
+        if peer.middleware().is_some() { self.middleware_slice } else { self.slice }
+    }
+
+    /// Pairs with their warm-ups, one attaching and detaching in two of them, and the separate slices with the kernel's
+    /// statistics on.
+    fn peer(&self, peer: Peer) -> Duration {
+        let slice = self.slice(peer);
+        let probes = if peer.is_reqprof() { slice * 5 + peer.transition() } else { Duration::ZERO };
+        (slice.mul_f64(2.3) + peer.transition() / 2) * self.pairs + probes
+    }
+
+    fn page(&self, peers: &[Peer]) -> Duration {
+        PREPARATION + peers.iter().map(|peer| self.peer(*peer)).sum::<Duration>()
+    }
+}
+
+impl Schedule {
+    fn deadline(&self, expected: Duration) -> Instant {
+        self.begun + expected.mul_f64(self.stretch)
+    }
 }
 
 impl Bench {
     /// A database that does not start must not cost the other page's figures.
-    fn page(&self, database: Database) -> Page {
+    ///
+    /// `expected`: what all pages before this one should have taken.
+    fn page(&self, database: Database, expected: Duration) -> Page {
         eprintln!("Page backed by {}:", database.title());
         let mut page = Page { title: database.title().into(), rows: Vec::new(), probes: Vec::new() };
-        if let Err(reason) = explained(self.measure(database, &mut page)) {
+        if let Err(reason) = explained(self.measure(database, expected, &mut page)) {
             page.rows.push(("the page itself", Err(reason)));
         }
         page
     }
 
-    fn measure(&self, database: Database, page: &mut Page) -> Result<()> {
+    fn measure(&self, database: Database, mut expected: Duration, page: &mut Page) -> Result<()> {
         // The cluster outlives the servers that are connected to it: locals are dropped last to first.
         let (_cluster, url) = match database {
             Database::Sqlite => (None, self.install.sqlite()?),
@@ -171,28 +230,40 @@ impl Bench {
             }
         };
         let site = self.serve(&url, None)?;
-        slices::drive(&site, &self.shape, self.shape.slice)?;
-
-        for peer in &self.peers {
+        expected += PREPARATION;
+        for (place, peer) in self.peers.iter().enumerate() {
+            expected += self.plan.peer(*peer);
+            let slice = self.plan.slice(*peer);
+            let shape = Shape {
+                pairs: self.plan.pairs,
+                slice,
+                connections: WORKERS,
+                path: PATH.into(),
+                deadline: self.schedule.deadline(expected),
+            };
+            if place == 0 {
+                // The first requests import what the page needs.
+                slices::drive(&site, &shape, slice)?;
+            }
             eprintln!("  {} …", peer.label());
             let outcome = match peer.middleware() {
-                Some(name) => self.middleware(*peer, name, &site, &url),
-                None => slices::attachable(*peer, &self.tools, &site, &self.shape),
+                Some(name) => self.middleware(*peer, name, &site, &url, &shape),
+                None => slices::attachable(*peer, &self.tools, &site, &shape),
             };
             page.rows.push((peer.label(), explained(outcome)));
             if peer.is_reqprof() {
-                let time = probes::measure(*peer, &self.tools, &site, &self.shape, self.shape.slice * 4);
+                let time = probes::measure(*peer, &self.tools, &site, &shape, slice * 4);
                 page.probes.push((peer.label(), explained(time)));
             }
         }
         Ok(())
     }
 
-    fn middleware(&self, peer: Peer, name: &str, plain: &Site, url: &str) -> Result<Outcome> {
+    fn middleware(&self, peer: Peer, name: &str, plain: &Site, url: &str, shape: &Shape) -> Result<Outcome> {
         let folder = self.tools.home.join(format!("profiles-{name}"));
         let profiled = self.serve(url, Some((name.to_owned(), folder.clone())))?;
-        slices::drive(&profiled, &self.shape, self.shape.slice)?;
-        let outcome = slices::middleware(peer, plain, &profiled, &folder, &self.shape);
+        slices::drive(&profiled, shape, shape.slice)?;
+        let outcome = slices::middleware(peer, plain, &profiled, &folder, shape);
         drop(profiled);
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         outcome
@@ -233,16 +304,6 @@ fn write_document(file: &Path, title: &str, body: &str) -> Result<()> {
     Ok(())
 }
 
-/// One page: pairs with their warm-ups and transitions, and the separate slices with the kernel's statistics on.
-fn expected_time(peers: &[Peer], pairs: u32, slice: Duration) -> Duration {
-    let of_peer = |peer: &Peer| {
-        let probes = if peer.is_reqprof() { slice * 5 + peer.transition() } else { Duration::ZERO };
-        (slice.mul_f64(2.3) + peer.transition()) * pairs + probes
-    };
-    // Starting servers and filling databases.
-    Duration::from_secs(20) + peers.iter().map(of_peer).sum::<Duration>()
-}
-
 fn minutes(duration: Duration) -> String {
     format!("{:.0} minutes", (duration.as_secs_f64() / 60.0).ceil())
 }
@@ -259,9 +320,13 @@ fn duration(text: &str) -> Result<Duration> {
         "m" => 60_000,
         _ => anyhow::bail!("`{text}` needs a unit: ms, s or m"),
     };
-    let duration = Duration::from_millis(number.saturating_mul(milliseconds));
-    ensure!((100..=600_000).contains(&duration.as_millis()), "a slice is between 100ms and 10m long");
-    Ok(duration)
+    Ok(Duration::from_millis(number.saturating_mul(milliseconds)))
+}
+
+fn slice_length(text: &str) -> Result<Duration> {
+    let slice = duration(text)?;
+    ensure!((100..=600_000).contains(&slice.as_millis()), "a slice is between 100ms and 10m long");
+    Ok(slice)
 }
 
 #[cfg(test)]
@@ -270,18 +335,30 @@ mod tests {
 
     #[test]
     fn durations_have_units_and_bounds() {
-        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
-        assert_eq!(duration("3s").unwrap(), Duration::from_secs(3));
-        assert_eq!(duration("1m").unwrap(), Duration::from_secs(60));
+        assert_eq!(slice_length("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(slice_length("3s").unwrap(), Duration::from_secs(3));
+        assert_eq!(slice_length("1m").unwrap(), Duration::from_secs(60));
+        assert_eq!(duration("99m").unwrap(), Duration::from_secs(5940));
         for bad in ["3", "s", "1ms", "99m", "3 s", "3h", ""] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(slice_length(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_announced_time_covers_every_slice() {
-        let slice = Duration::from_secs(3);
-        assert_eq!(expected_time(&[Peer::Cprofile], 10, slice), Duration::from_secs(20 + 69));
-        assert_eq!(expected_time(&[Peer::Reqprof], 10, slice), Duration::from_secs(20 + 69 + 40 + 19));
+    fn the_expected_time_covers_every_slice() {
+        let (slice, middleware_slice) = (Duration::from_secs(3), Duration::from_secs(1));
+        let plan = Plan { pairs: 10, slice, middleware_slice };
+        assert_eq!(plan.page(&[Peer::Cprofile]), PREPARATION + Duration::from_secs(23));
+        // Ten pairs, five times attaching, five slices and an attaching with the kernel's statistics.
+        let attaching = Peer::Reqprof.transition();
+        let reqprof = Duration::from_secs(69 + 15) + attaching * 6;
+        assert_eq!(plan.page(&[Peer::Reqprof]), PREPARATION + reqprof);
+    }
+
+    #[test]
+    fn a_limit_is_divided_as_the_expected_times_are() {
+        let begun = Instant::now();
+        let schedule = Schedule { begun, stretch: 0.5 };
+        assert_eq!(schedule.deadline(Duration::from_secs(60)), begun + Duration::from_secs(30));
     }
 }

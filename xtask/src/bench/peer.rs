@@ -106,6 +106,8 @@ impl Tools {
         let addr = free_port()?;
         let mut command = Command::new(self.reqprof.as_ref().context("reqprof was not built")?);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
+        // The site alone: what else the machine serves is neither measured nor counted.
+        command.args(["--pid", &site.service.pid().to_string()]);
         if let Some(rate) = rate {
             command.args(["--freq", &rate.to_string()]);
         }

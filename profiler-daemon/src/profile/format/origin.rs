@@ -63,6 +63,7 @@ pub fn package(function: &Function) -> &str {
     match function.kind {
         FrameKind::Kernel => "kernel",
         FrameKind::Wait => "",
+        FrameKind::Native if is_source(&function.file) => "native",
         FrameKind::Native => base_name(&function.file),
         FrameKind::Python => {
             let inside = installed(&function.file).unwrap_or_else(|| base_name(&function.file));
@@ -76,6 +77,13 @@ pub fn package(function: &Function) -> &str {
             }
         }
     }
+}
+
+/// Whether a native function's file is source, which debug information named, and not the library or program that it is
+/// in: `typeobject.c` is nobody's name for the interpreter.
+fn is_source(file: &str) -> bool {
+    let extension = base_name(file).rsplit_once('.').map_or("", |(_, extension)| extension);
+    matches!(extension, "c" | "h" | "cc" | "cpp" | "cxx" | "hpp" | "S" | "s" | "rs" | "go" | "pyx")
 }
 
 /// The part of the path that tells a reader where to look: inside the package for installed code, the file's name
@@ -129,6 +137,8 @@ mod tests {
             (Python, "<string>", Origin::App, "<string>", "<string>"),
             (Python, "", Origin::App, "", ""),
             (Native, "/usr/lib/libz.so.1", Origin::Native, "libz.so.1", "libz.so.1"),
+            (Native, "/build/Objects/typeobject.c", Origin::Native, "native", "typeobject.c"),
+            (Native, "/usr/bin/python3.11", Origin::Native, "python3.11", "python3.11"),
             (Kernel, "", Origin::Kernel, "kernel", ""),
             (Wait, "", Origin::Wait, "", ""),
         ] {

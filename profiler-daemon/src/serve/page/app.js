@@ -117,7 +117,7 @@ async function load(more = false) {
     if (generation !== state.generation) return;
     problem(null);
     if (state.tab === "status") {
-      $("#status").textContent = JSON.stringify(body, null, 2);
+      showStatus(body);
       return;
     }
     const rows = body[state.tab];
@@ -142,14 +142,49 @@ async function health() {
   }
 }
 
-// Targets say different things from version to version: every field is a column.
+// What a value says, for people: what works on a target, a runtime, a list, anything else.
+function words(v) {
+  if (v === null || v === undefined) return "–";
+  if (Array.isArray(v)) return v.length ? v.map(words).join(", ") : "–";
+  if (typeof v !== "object") return typeof v === "number" ? v.toLocaleString() : String(v);
+  const { works, state, name, version, detail, ...rest } = v;
+  const parts = [works === undefined ? state : works ? "yes" : "no", name && version ? name + " " + version : name ?? version, detail];
+  for (const [key, value] of Object.entries(rest)) parts.push(key.replaceAll("_", " ") + " " + words(value));
+  return parts.filter((part) => part !== null && part !== undefined && part !== "").join(": ") || "–";
+}
+
+const TARGETS_FIRST = ["pid", "service", "runtime", "ports", "boundary", "interpreter_stacks", "native_stacks", "other_protocols", "exe"];
+
 function columns() {
   const tab = TABS[state.tab];
-  if (tab.columns) return tab.columns;
-  const names = new Set();
+  // A column of which nothing is known yet would only take room.
+  if (tab.columns) return tab.columns.filter((c) => !state.rows.length || c.label === "status" || state.rows.some((r) => c.get(r) !== null));
+  // Targets say different things from version to version: every field is a column.
+  const names = new Set(TARGETS_FIRST);
   for (const row of state.rows) for (const name of Object.keys(row)) names.add(name);
-  const plain = (v) => (v === null || v === undefined ? "–" : Array.isArray(v) ? v.join(", ") : typeof v === "object" ? JSON.stringify(v) : String(v));
-  return [...names].map((name) => column(name.replaceAll("_", " "), (r) => r[name] ?? null, plain, name === "pid"));
+  // A pid is a name, not a quantity: no thousands separators.
+  const plain = (name) => (v) => (name === "pid" || name === "ppid" || name === "ports" ? (Array.isArray(v) ? v.join(", ") || "–" : String(v)) : words(v));
+  return [...names].map((name) => column(name.replaceAll("_", " "), (r) => r[name] ?? null, plain(name), name === "pid"));
+}
+
+// The status as cards: what is one word first, then what has parts of its own, a table each.
+function showStatus(status) {
+  const objects = Object.entries(status).filter(([, v]) => v !== null && typeof v === "object" && !Array.isArray(v));
+  const plain = Object.entries(status).filter(([name]) => !objects.some(([other]) => other === name));
+  const flat = (parts) => Object.entries(parts).flatMap(([name, v]) => {
+    const nested = v !== null && typeof v === "object" && !Array.isArray(v) && v.state === undefined;
+    return nested ? Object.entries(v).map(([inner, value]) => [name + ": " + inner, value]) : [[name, v]];
+  });
+  const card = (title, rows) => {
+    const cells = rows.map(([name, value]) => {
+      const shown = element("td", { textContent: words(value) });
+      const bad = value?.state === "failed" || (title === "lost" && value > 0);
+      if (bad) shown.classList.add("error");
+      return element("tr", {}, element("td", { textContent: name.replaceAll("_", " ") }), shown);
+    });
+    return element("section", {}, element("h2", { textContent: title.replaceAll("_", " ") }), element("table", {}, element("tbody", {}, ...cells)));
+  };
+  $("#status").replaceChildren(card("daemon", plain), ...objects.map(([name, parts]) => card(name, flat(parts))));
 }
 
 function sorted(rows, all) {
@@ -183,13 +218,14 @@ function draw() {
     if (chosen) head.ariaSort = tab.sort.down ? "descending" : "ascending";
     return head;
   });
-  $("thead").replaceChildren(element("tr", {}, ...heads));
+  $("#list thead").replaceChildren(element("tr", {}, ...heads));
   const rows = sorted(state.rows, all).map((r) => {
     const cells = all.map((c) => {
       const value = c.get(r);
       const cell = element("td", { textContent: value === null ? "–" : c.show(value), className: c.number ? "number" : "" });
       cell.title = cell.textContent;
       if (value === null) cell.classList.add("unknown");
+      if (state.tab === "targets" && value !== null && typeof value === "object" && value.detail) cell.classList.add("words");
       const failed = (c.label === "errors" && value > 0) || (c.label === "status" && value >= 500) || (c.label === "outcome" && value !== "complete");
       if (failed) cell.classList.add("error");
       return cell;
@@ -211,8 +247,8 @@ function draw() {
     }
     return row;
   });
-  $("tbody").replaceChildren(...rows);
-  if (focused) [...$("tbody").children].find((row) => row.dataset.key === focused)?.focus({ preventScroll: true });
+  $("#list tbody").replaceChildren(...rows);
+  if (focused) [...$("#list tbody").children].find((row) => row.dataset.key === focused)?.focus({ preventScroll: true });
   $("#empty").hidden = rows.length > 0;
   $("#empty").textContent = tab.empty ?? "";
   $("#more").hidden = !state.next;
@@ -312,7 +348,7 @@ function go() {
   $("#filters").hidden = !TABS[state.tab].filters;
   $("#list").hidden = state.tab === "status";
   $("#status").hidden = state.tab !== "status";
-  $("tbody").replaceChildren();
+  $("#list tbody").replaceChildren();
   $("#empty").hidden = true;
   load();
 }

@@ -1,0 +1,286 @@
+//! As many requests as this machine can serve: nothing is lost, or what is lost is counted exactly.
+//!
+//! The oracle is nginx's own count of requests (`stub_status`). What the kernel side saw begin must equal it, and
+//! must be the sum of what was recorded and what was counted as lost: under full load, and while the daemon is
+//! stopped for longer than its (here tiny) ring lasts. Memory is compared between two equal loads.
+//!
+//! Needs root, nginx and wrk. Runs with `REQPROF_E2E=1`; otherwise, and where something is missing, it says so.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// For everything that is waited for: the machine may be busy with other things.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How much larger the daemon may be after a second load than after the first of the same kind. What grows for good
+/// is SQLite's page cache and the allocator's slack, some megabytes; one leaked record per request would be more.
+const GROWTH_MAX_KIB: u64 = 16 * 1024;
+/// How often the ring is made to overflow until it happened in the middle of a request, for which chances are even.
+const ROUNDS: u32 = 16;
+/// The budget for the daemon as a whole.
+const RSS_MAX_KIB: u64 = 100 * 1024;
+
+/// Ends a process, politely first, when the test is over however it ends.
+struct Server(Child);
+
+impl Server {
+    fn signal(&self, signal: i32) {
+        // SAFETY: no memory is involved; the child has not been waited for, so the pid is its own.
+        unsafe { libc::kill(self.0.id() as i32, signal) };
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.signal(libc::SIGCONT);
+        self.signal(libc::SIGTERM);
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn missing() -> Option<String> {
+    if std::env::var("REQPROF_E2E").as_deref() != Ok("1") {
+        return Some("REQPROF_E2E is not 1".into());
+    }
+    // SAFETY: no arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        return Some("not root".into());
+    }
+    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+    ["nginx", "wrk"]
+        .into_iter()
+        .find(|tool| !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()))
+        .map(|tool| format!("{tool} is not installed"))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+}
+
+/// Asks until there is an answer that will do.
+fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn start_nginx(dir: &Path, port: u16) -> Server {
+    fs::create_dir_all(dir.join("html")).unwrap();
+    fs::write(dir.join("html/small.html"), vec![b'x'; 1024]).unwrap();
+    fs::write(dir.join("html/large.bin"), vec![b'y'; 1 << 20]).unwrap();
+    let at = dir.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
+        .concat();
+    let config = format!(
+        "daemon off; user root; worker_processes 1; pid {at}/nginx.pid; error_log {at}/error.log;
+         events {{ worker_connections 1024; }}
+         http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;
+         {temporary}
+         server {{ listen 127.0.0.1:{port}; root {at}/html; location = /count {{ stub_status; }} }} }}"
+    );
+    fs::write(dir.join("nginx.conf"), config).unwrap();
+    let nginx = if Path::new("/usr/sbin/nginx").is_file() { "/usr/sbin/nginx" } else { "nginx" };
+    let child = Command::new(nginx)
+        .arg("-c")
+        .arg(dir.join("nginx.conf"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx starts");
+    let server = Server(child);
+    until("nginx", || get(port, "/count"));
+    server
+}
+
+fn start_daemon(dir: &Path, nginx: &Server, port: u16, ring: &str) -> Server {
+    let config = dir.join("reqprof.yaml");
+    fs::write(&config, format!("ring_size: {ring}\n")).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_reqprof"))
+        .arg("daemon")
+        .arg("--config")
+        .arg(&config)
+        .args(["--pid", &nginx.0.id().to_string(), "--listen", &format!("127.0.0.1:{port}")])
+        .arg("--store")
+        .arg(dir.join("store"))
+        .stderr(fs::File::create(dir.join("daemon.log")).unwrap())
+        .spawn()
+        .expect("the daemon starts");
+    let server = Server(child);
+    until("the daemon", || get(port, "/-/ready"));
+    server
+}
+
+fn wrk(port: u16, seconds: u32, arguments: &[&str], path: &str) -> Child {
+    Command::new("wrk")
+        .args(["-t", "1", "-c", "64", "-d", &format!("{seconds}s")])
+        .args(arguments)
+        .arg(format!("http://127.0.0.1:{port}{path}"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("wrk starts")
+}
+
+/// Requests that nginx counted, this one included.
+fn served(port: u16) -> u64 {
+    let text = get(port, "/count").expect("nginx answers");
+    let numbers = text.lines().nth(2).and_then(|line| line.split_whitespace().nth(2));
+    numbers.and_then(|n| n.parse().ok()).expect("the third number of the third line")
+}
+
+fn resident_kib(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.0.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// The daemon's account of requests, by name, once it has no open request left.
+struct Books(Value);
+
+impl Books {
+    /// `seen`: requests that must have begun by then.
+    fn settled(port: u16, seen: u64) -> Self {
+        Self(until("the books to be closed", || {
+            let status: Value = serde_json::from_str(&get(port, "/api/v1/status")?).ok()?;
+            let books = Self(status);
+            let (begun, ended) = (books.of("begun"), books.of("finished") + books.of("lost"));
+            // Only a sum that cannot be reached any more is wrong; less may still be on the way.
+            assert!(begun <= seen && ended <= begun, "more than {seen} was served: {}", books.0["requests"]);
+            (books.of("open") == 0 && ended == begun && begun == seen).then_some(books)
+        }))
+    }
+
+    fn of(&self, name: &str) -> u64 {
+        self.0["requests"][name].as_u64().unwrap_or_else(|| panic!("{name} in {}", self.0["requests"]))
+    }
+
+    fn records_lost(&self) -> u64 {
+        self.0["lost"]["kernel.boundary_ring_full"].as_u64().unwrap()
+    }
+}
+
+fn outcomes(port: u16) -> Vec<(String, u64)> {
+    let text = get(port, "/metrics").expect("metrics");
+    text.lines()
+        .filter_map(|line| line.strip_prefix("reqprof_requests_total{outcome=\"")?.split_once("\"} "))
+        .map(|(outcome, n)| (outcome.to_owned(), n.parse::<f64>().unwrap() as u64))
+        .collect()
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+#[test]
+fn every_request_is_recorded_or_counted_as_lost() {
+    if let Some(reason) = missing() {
+        eprintln!("SKIPPED: {reason}");
+        return;
+    }
+    let dir = scratch("saturation");
+    let (web, api) = (free_port(), free_port());
+    let nginx = start_nginx(&dir, web);
+    let before = served(web);
+    let daemon = start_daemon(&dir, &nginx, api, "8MiB");
+    let loads: [(&[&str], &str, u32); 4] = [
+        (&[], "/small.html", 3),
+        (&["-H", "Connection: close"], "/small.html", 2),
+        (&[], "/large.bin", 2),
+        (&[], "/small.html", 3),
+    ];
+    let mut memory = Vec::new();
+    for (arguments, path, seconds) in loads {
+        assert!(wrk(web, seconds, arguments, path).wait().unwrap().success());
+        let seen = served(web) - before;
+        let books = Books::settled(api, seen);
+        let outcomes = outcomes(api);
+        let recorded: u64 = outcomes.iter().map(|(_, n)| n).sum();
+        assert_eq!(recorded + books.of("lost"), seen, "{path}: {outcomes:?}");
+        if books.records_lost() == 0 {
+            // The client leaves in the middle of what it asked for last.
+            let cut = outcomes.iter().filter(|(o, _)| o != "complete").map(|(_, n)| n).sum::<u64>();
+            assert!(cut <= 64 * loads.len() as u64, "{outcomes:?}");
+        }
+        memory.push(resident_kib(&daemon));
+    }
+    let (first, last) = (memory[0], memory[memory.len() - 1]);
+    assert!(last <= first + GROWTH_MAX_KIB, "the daemon grew from {first} to {last} KiB: {memory:?}");
+    assert!(memory.iter().all(|kib| *kib <= RSS_MAX_KIB), "{memory:?}");
+    drop(daemon);
+    drop(nginx);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn what_a_full_ring_loses_is_counted_and_flagged() {
+    if let Some(reason) = missing() {
+        eprintln!("SKIPPED: {reason}");
+        return;
+    }
+    let dir = scratch("full-ring");
+    let (web, api) = (free_port(), free_port());
+    let nginx = start_nginx(&dir, web);
+    let before = served(web);
+    let daemon = start_daemon(&dir, &nginx, api, "256KiB");
+    // The ring becomes full within a request or between two, as it happens; both are to be seen.
+    for round in 0..ROUNDS {
+        let arguments = if round % 2 == 0 { &[][..] } else { &["-H", "Connection: close"] };
+        let mut load = wrk(web, 3, arguments, "/small.html");
+        // Stopped until nginx has answered more than the ring has room for.
+        let full = served(web) + 2_000;
+        daemon.signal(libc::SIGSTOP);
+        until("nginx to be ahead", || {
+            (served(web) >= full || load.try_wait().unwrap().is_some()).then_some(())
+        });
+        daemon.signal(libc::SIGCONT);
+        assert!(load.wait().unwrap().success());
+        let flagged = outcomes(api).iter().any(|(outcome, n)| outcome == "incomplete" && *n > 0);
+        if round > 0 && flagged {
+            break;
+        }
+    }
+    let seen = served(web) - before;
+    let books = Books::settled(api, seen);
+    assert!(books.of("lost") > 0 && books.records_lost() > books.of("lost"), "{}", books.0);
+    let text = get(api, "/api/v1/requests?limit=1000").expect("requests");
+    let list: Value = serde_json::from_str(&text).unwrap();
+    for request in list["requests"].as_array().unwrap() {
+        // A record with a gap does not pass for complete unless its length proves it.
+        if request["outcome"] == "incomplete" {
+            assert!(request["lost_events"].as_u64() > Some(0), "{request}");
+            assert!(request["note"].is_string(), "{request}");
+        }
+    }
+    let flagged = outcomes(api).iter().any(|(outcome, n)| outcome == "incomplete" && *n > 0);
+    assert!(flagged, "those whose end was lost are flagged: {:?}", outcomes(api));
+    drop(daemon);
+    drop(nginx);
+    fs::remove_dir_all(dir).unwrap();
+}
