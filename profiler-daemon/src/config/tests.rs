@@ -1,5 +1,6 @@
 //! Files as people write them, right and wrong.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use super::*;
@@ -225,4 +226,21 @@ fn the_example_file_is_the_default_and_its_examples_are_valid() {
     let unmentioned: Vec<&str> =
         shown.lines().filter(|l| l.ends_with(": None,") && indent(l) <= 12).collect();
     assert!(unmentioned.is_empty(), "{unmentioned:?}");
+}
+
+#[test]
+fn the_documentation_has_every_key_and_no_other() {
+    let text = include_str!("../../../docs/configuration.md");
+    let documented: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    // Debug names the fields, one a line.
+    let fields = |shown: String, prefix: &str| -> Vec<String> {
+        let names = shown.lines().filter_map(|line| line.trim().strip_suffix(": None,").map(str::to_owned));
+        names.filter(|name| name != "store").map(|name| format!("{prefix}{name}")).collect()
+    };
+    let mut keys = fields(format!("{:#?}", RawConfig::default()), "");
+    keys.extend(fields(format!("{:#?}", RawStore::default()), "store."));
+    // The page's other table is of a template's fields, which are in braces.
+    let documented: BTreeSet<&str> = documented.into_iter().filter(|key| !key.starts_with('{')).collect();
+    assert_eq!(documented, keys.iter().map(String::as_str).collect());
 }
