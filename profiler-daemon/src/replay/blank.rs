@@ -77,8 +77,8 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
 /// Blanks a first line, or the part of it that is there; `None` when what follows is another first line.
 fn first_line(line: &mut [u8]) -> Option<Within> {
     if line.starts_with(b"HTTP/1.") {
-        // The version and the code.
-        let end = line.len().min(12);
+        // The version, the code and the space that must follow it.
+        let end = line.len().min(13);
         hide(&mut line[end..]);
         return Some(Within::First);
     }
@@ -198,7 +198,7 @@ mod tests {
             let text = blanked(&[body.as_bytes()]).to_ascii_lowercase();
             assert!(!text.contains("geheim"), "{text}");
         }
-        assert_eq!(blanked(&[b"HTTP/1.1 200 geheim\r\n\r\n"]), "HTTP/1.1 200xxxxxxx\r\n\r\n");
+        assert_eq!(blanked(&[b"HTTP/1.1 200 geheim\r\n\r\n"]), "HTTP/1.1 200 xxxxxx\r\n\r\n");
         assert_eq!(
             blanked(&[b"PROXY TCP4 10.0.0.1 9\r\nGET /a?b HTTP/1.1\r\n\r\n"]),
             "PROXY TCPxxxxxxxxxxxx\r\nGET /a?x HTTP/1.1\r\n\r\n"
