@@ -12,11 +12,9 @@ use super::args::{DaemonArgs, RecordArgs};
 use super::{CliError, ExitCode, client, output};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::ProfileDir;
-use crate::pipeline::{FileExporter, Finisher, Live, Naming, Reader, Stats};
-use crate::process::targets::Targets;
+use crate::pipeline::{FileExporter, Stats};
 use crate::record::{Outcome, RequestRecord};
-use crate::replay::Player;
-use crate::serve::{self, Metrics};
+use crate::serve;
 use crate::session::{Outputs, Session, StartError};
 use crate::store::{self, Store};
 
@@ -396,34 +394,16 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
 /// `reqprof replay FILE`: the recorded records through the same stages; the requests as JSON lines.
 pub fn replay(file: &Path) -> Result<ExitCode, CliError> {
     let failed = |e: crate::replay::ReplayError| CliError::usage(e.to_string());
-    let mut player = Player::open(file).map_err(failed)?;
-    let metrics = Arc::new(Metrics::new().map_err(|e| CliError::runtime(e.to_string()))?);
-    let (out, incoming) = crossbeam_channel::unbounded();
-    let (targets, stats) = (Targets::default(), Stats::default());
-    let mut reader = Reader::new(out, None, targets.clone(), stats.clone());
-    let naming = Naming { epoch: player.epoch, salt: 0 };
-    let mut finisher = Finisher::new(targets, naming, Live::default(), metrics, stats);
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = lines.clone();
-    finisher.observer = Some(Box::new(move |record, _| {
+    crate::replay::play(file, move |record| {
         if let Ok(line) = serde_json::to_string(record) {
             let mut lines = sink.lock().unwrap_or_else(PoisonError::into_inner);
             lines.extend_from_slice(line.as_bytes());
             lines.push(b'\n');
         }
-    }));
-    let mut record = Vec::new();
-    while player.next_record(&mut record).map_err(failed)?.is_some() {
-        reader.record(&record);
-        reader.flush();
-        while let Ok(batch) = incoming.try_recv() {
-            batch.into_iter().for_each(|message| finisher.message(message));
-        }
-    }
-    reader.end();
-    while let Ok(batch) = incoming.try_recv() {
-        batch.into_iter().for_each(|message| finisher.message(message));
-    }
+    })
+    .map_err(failed)?;
     let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
     output::stdout(&lines)
 }

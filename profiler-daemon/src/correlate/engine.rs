@@ -551,9 +551,11 @@ impl Engine {
 
     fn finished(&mut self, place: Place, exchange: Exchange, sink: Sink<'_>) {
         let Some(key) = self.take_key(place, exchange.seq) else { return };
-        // Another thread answered, so the one that received did not do the work. Or the end was not seen: the thread
-        // may have gone on to a pipelined request that was not seen either, under the same activation.
-        let unsure = exchange.lost > 0 && exchange.outcome != Outcome::Complete;
+        // Another thread answered, so the one that received did not do the work. Or which response was its own is not
+        // known: the thread may have gone on to a pipelined request meanwhile, under the same activation.
+        let doubts = [http::note::LOST, http::note::PIPELINE_UNSEEN, http::note::PIPELINE_LIMIT];
+        let unsure = exchange.outcome == Outcome::Incomplete
+            && (exchange.lost > 0 || exchange.note.is_some_and(|note| doubts.contains(&note)));
         if exchange.handoff || unsure {
             self.revoke(key, sink);
         }

@@ -85,6 +85,8 @@ pub struct Finisher {
     pub metrics: Arc<Metrics>,
     pub stats: Stats,
     pub observer: Option<Observer>,
+    /// The processes are those of a recording: what runs now under their pids is none of them.
+    pub recorded: bool,
     builders: FxHashMap<RequestKey, Builder>,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
@@ -108,6 +110,7 @@ impl Finisher {
             metrics,
             stats,
             observer: None,
+            recorded: false,
             builders: FxHashMap::default(),
             keys: FxHashMap::default(),
             settings,
@@ -191,6 +194,10 @@ impl Finisher {
     fn sample(&mut self, sample: &RawSample) {
         if !self.builders.contains_key(&sample.key) && self.builders.len() >= BUILDERS_MAX {
             self.samples_without_room += 1;
+            return;
+        }
+        if self.recorded {
+            self.builders.entry(sample.key).or_default().add(&[], sample.weight);
             return;
         }
         let key = match self.keys.get(&sample.pid) {

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// Records handled in one go.
 const DRAIN: usize = 4096;
 /// Between two looks at what was silent, ns.
-const TICK: u64 = 100_000_000;
+pub const TICK: u64 = 100_000_000;
 
 /// Looks after the last loss: one at which a connection may not be silent for long enough, two to find it missing.
 const AUDITS: u32 = 3;

@@ -20,7 +20,9 @@ use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
 use super::targets::{Feature, Runtime, TargetInfo, Targets};
-use crate::bpf::{BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue};
+use crate::bpf::{
+    BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue, sys,
+};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 
@@ -162,6 +164,7 @@ impl Manager {
             if now >= next_scan {
                 next_scan = now + SCAN_EVERY;
                 self.scan();
+                self.sweep();
             }
         }
         self.sampler.detach(&mut self.object);
@@ -247,6 +250,20 @@ impl Manager {
         }
     }
 
+    /// What the kernel side and the table know of processes that are gone.
+    fn sweep(&self) {
+        self.targets.sweep_rejected(|key| identity::key(key.pid).ok() == Some(key));
+        self.connections.sweep(sys::monotonic_ns(), |pid| identity::key(pid).is_ok());
+    }
+
+    /// The process is not selected. An entry without flags stays with the kernel side, which would adopt the process
+    /// again at its next connection; it goes with the process.
+    fn reject(&mut self, key: ProcessKey) {
+        // Without room it is adopted again, and asked about again.
+        let _ = self.map.insert(key.pid, TargetValue(Target::default()), 0);
+        self.targets.reject(key);
+    }
+
     fn dead(&mut self, pid: u32) {
         // The kernel side removes it too where it can tell; an entry that is gone already is no error.
         let _ = self.map.remove(&pid);
@@ -320,6 +337,9 @@ impl Manager {
         }
         let Ok(who) = identity::read(pid) else { return true };
         if who.exe.is_none() {
+            if accepted {
+                self.reject(who.key);
+            }
             return true; // a kernel thread, or nothing we may look at
         }
         let own;
@@ -335,9 +355,7 @@ impl Manager {
         let ports = ports.unwrap_or_default();
         if !self.selected(&who, &ports, serves) {
             if accepted {
-                // The kernel side adopted it; now it is let go.
-                let _ = self.map.remove(&pid);
-                self.targets.reject(who.key);
+                self.reject(who.key);
             }
             return false;
         }

@@ -96,6 +96,13 @@ impl Targets {
         });
     }
 
+    /// Forgets rejected processes of which `alive` does not hold: their end is not always reported.
+    pub fn sweep_rejected(&self, alive: impl Fn(ProcessKey) -> bool) {
+        let keys: Vec<ProcessKey> = self.read(|t| t.rejected.values().copied().collect());
+        let gone: Vec<ProcessKey> = keys.into_iter().filter(|key| !alive(*key)).collect();
+        self.write(|t| t.rejected.retain(|_, key| !gone.contains(key)));
+    }
+
     pub fn is_rejected(&self, pid: u32) -> bool {
         self.read(|t| t.rejected.contains_key(&pid))
     }

@@ -185,6 +185,8 @@ impl World {
             None => {
                 self.jobs.swap_remove(at);
             }
+            // What an event loop does for a request after its response cannot be told from work for the next.
+            Some(Step::Work) if self.design.at_once > 1 && !self.jobs[at].answers() => {}
             Some(Step::Work) => {
                 for _ in 0..self.random(4) {
                     let mark = self.stage.mark(tid);
@@ -208,15 +210,20 @@ impl World {
             Some(Step::Write(bytes)) => {
                 self.stage.output(pid, tid, fd, bytes);
             }
-            Some(Step::Next) => {
-                if self.jobs[at].requests.len() > 1 {
-                    self.jobs[at].requests.remove(0);
-                }
-            }
+            Some(Step::Next) => unreachable!("taken with the step before"),
             Some(Step::Close) => {
                 if self.open.insert((pid, fd), false) == Some(true) && !self.loses() {
                     self.stage.close(pid, tid, fd);
                 }
+            }
+        }
+        // The end of a response is the step that writes it.
+        if let Some(job) = self.jobs.get_mut(at)
+            && let Some(Step::Next) = job.steps.last()
+        {
+            job.steps.pop();
+            if job.requests.len() > 1 {
+                job.requests.remove(0);
             }
         }
     }
