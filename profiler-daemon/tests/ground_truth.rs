@@ -142,7 +142,9 @@ fn check_status(status: &Value, burning: u64) {
     let unattributed = &status["samples"]["unattributed"];
     let left_over: u64 =
         ["unknown_request", "interleaved", "revoked"].iter().map(|reason| number(unattributed, reason)).sum();
-    assert!(left_over * 1000 <= burning, "{left_over} unattributed of {burning}: {status:#}");
+    // A sample taken while the beginning of a request is being announced can overtake it, before any handler runs. A
+    // short run has too few samples for one in a thousand to allow for that.
+    assert!(left_over <= (burning / 1000).max(3), "{left_over} unattributed of {burning}: {status:#}");
 }
 
 /// Runs the load against a server and compares.

@@ -120,7 +120,7 @@ fn a_worker_that_is_added_is_seen() {
     server.signal(libc::SIGTTIN);
     let added = wait_for("another worker", || server.workers().into_iter().find(|pid| *pid != first));
     wait_for("the new target", || daemon.target_pids().contains(&added).then_some(()));
-    // Which worker takes a connection is the kernel's choice: the first is kept busy.
+    // Which worker takes a connection is the kernel's choice.
     let mut number = 0;
     let answer = wait_for("an answer of the new worker", || {
         number += 1;
