@@ -24,13 +24,15 @@ pub struct Shape {
     pub slice: Duration,
     pub connections: usize,
     pub path: String,
-    /// No pair starts after this.
+    /// No pair starts after this, except the first: a row without a figure says less than a rough one.
     pub deadline: Instant,
 }
 
 /// What a slice showed.
 struct Slice {
     answered: u64,
+    /// Answered in the warm-up before it, and in no figure.
+    warm_up: u64,
     elapsed: Duration,
     cpu_ns: u64,
     latencies_ns: Vec<u64>,
@@ -75,22 +77,23 @@ struct Tally {
 /// where two profiled ones follow each other, so that half of the attaching and detaching is saved.
 pub fn attachable(peer: Peer, tools: &Tools, site: &Site, shape: &Shape) -> Result<Outcome> {
     let mut tally = Tally::default();
-    let mut attached: Option<Attached> = None;
+    // The profiler and how many requests it should have seen since it was attached.
+    let mut attached: Option<(Attached, u64)> = None;
     in_turns(peer, shape, |profiled| {
         if profiled {
-            let profiler = match attached.take() {
-                Some(profiler) => profiler,
-                None => tools.attach(peer, site)?,
+            let (profiler, answered) = match attached.take() {
+                Some(already) => already,
+                None => (tools.attach(peer, site)?, 0),
             };
-            watched_slice(&profiler, site, shape, &mut tally)?;
-            attached = Some(profiler);
-        } else {
-            attached.take().map_or(Ok(()), Attached::detach)?;
-            tally.off.push(slice(site, shape, || Ok(()))?);
+            let seen = watched_slice(&profiler, site, shape, &mut tally)?;
+            attached = Some((profiler, answered + seen));
+            return Ok(());
         }
+        attached.take().map_or(Ok(()), |(profiler, answered)| tally.detach(profiler, answered))?;
+        tally.off.push(slice(site, shape, || Ok(()))?);
         Ok(())
     })?;
-    attached.take().map_or(Ok(()), Attached::detach)?;
+    attached.take().map_or(Ok(()), |(profiler, answered)| tally.detach(profiler, answered))?;
     tally.finish()
 }
 
@@ -119,7 +122,7 @@ pub fn middleware(
 /// Off, on, on, off, off, on, …: a drift that goes one way favours neither half.
 fn in_turns(peer: Peer, shape: &Shape, mut half: impl FnMut(bool) -> Result<()>) -> Result<()> {
     for pair in 0..shape.pairs {
-        if Instant::now() > shape.deadline {
+        if pair > 0 && Instant::now() > shape.deadline {
             eprintln!("  {}: out of time after {pair} of {} pairs", peer.label(), shape.pairs);
             break;
         }
@@ -133,32 +136,28 @@ fn in_turns(peer: Peer, shape: &Shape, mut half: impl FnMut(bool) -> Result<()>)
     Ok(())
 }
 
-/// A slice under an attached profiler, whose own costs are taken over the very same time.
-fn watched_slice(attached: &Attached, site: &Site, shape: &Shape, tally: &mut Tally) -> Result<()> {
-    let mut before = (None, None);
+/// A slice under an attached profiler, whose own costs are taken over the very same time. Returns how many requests were
+/// answered meanwhile, those of the warm-up included.
+fn watched_slice(attached: &Attached, site: &Site, shape: &Shape, tally: &mut Tally) -> Result<u64> {
+    let mut before = None;
     let measured = slice(site, shape, || {
-        before = (attached.cpu_ns(), attached.recorded()?);
+        before = attached.cpu_ns();
         Ok(())
     })?;
-    if let (Some(before), Some(after)) = (before.0, attached.cpu_ns()) {
+    if let (Some(before), Some(after)) = (before, attached.cpu_ns()) {
         let nanoseconds = after.saturating_sub(before) as f64;
         tally.own_cpu_percent.push(100.0 * nanoseconds / measured.elapsed.as_nanos() as f64);
     }
     tally.own_resident_bytes = tally.own_resident_bytes.max(attached.resident_bytes());
-    if let Some(before) = before.1
-        && let Some(after) = attached.recorded_in_the_end(before + measured.answered)?
-    {
-        let (recorded, answered) = tally.recorded.unwrap_or_default();
-        tally.recorded = Some((recorded + (after - before), answered + measured.answered));
-    }
+    let answered = measured.warm_up + measured.answered;
     tally.on.push(measured);
-    Ok(())
+    Ok(answered)
 }
 
 /// One slice: warm up, call `begin`, then drive the load and take the workers' CPU time around it.
 fn slice(site: &Site, shape: &Shape, begin: impl FnOnce() -> Result<()>) -> Result<Slice> {
     let workers = site.workers();
-    drive(site, shape, shape.slice.mul_f64(WARM_UP))?;
+    let warm_up = drive(site, shape, shape.slice.mul_f64(WARM_UP))?.answered();
     begin()?;
     let before = usage::cpu_ns(&workers)?;
     let mut report = drive(site, shape, shape.slice)?;
@@ -166,7 +165,7 @@ fn slice(site: &Site, shape: &Shape, begin: impl FnOnce() -> Result<()>) -> Resu
     let answered = report.answered();
     let latencies_ns =
         report.routes.values_mut().flat_map(|route| std::mem::take(&mut route.latencies_ns)).collect();
-    Ok(Slice { answered, elapsed: report.elapsed, cpu_ns, latencies_ns })
+    Ok(Slice { answered, warm_up, elapsed: report.elapsed, cpu_ns, latencies_ns })
 }
 
 /// Drives the page alone; every answer has to be a good one, or the slice means nothing.
@@ -187,6 +186,15 @@ pub fn drive(site: &Site, shape: &Shape, duration: Duration) -> Result<load::Rep
 }
 
 impl Tally {
+    /// Ends an attachment under which `answered` requests were answered, and takes down how many reqprof has of them.
+    fn detach(&mut self, attached: Attached, answered: u64) -> Result<()> {
+        if let Some(recorded) = attached.recorded_in_the_end(answered)? {
+            let (before, of) = self.recorded.unwrap_or_default();
+            self.recorded = Some((before + recorded, of + answered));
+        }
+        attached.detach()
+    }
+
     fn finish(mut self) -> Result<Outcome> {
         let pairs = || self.off.iter().zip(&self.on);
         let none = "no pair was measured";
@@ -230,6 +238,7 @@ mod tests {
     fn slice(answered: u64, cpu_ms: u64, seconds: u64, latencies_ms: &[u64]) -> Slice {
         Slice {
             answered,
+            warm_up: 0,
             elapsed: Duration::from_secs(seconds),
             cpu_ns: cpu_ms * 1_000_000,
             latencies_ns: latencies_ms.iter().map(|ms| ms * 1_000_000).collect(),

@@ -180,7 +180,7 @@ function showStatus(status) {
       const shown = element("td", { textContent: words(value) });
       const bad = value?.state === "failed" || (title === "lost" && value > 0);
       if (bad) shown.classList.add("error");
-      return element("tr", {}, element("td", { textContent: name.replaceAll("_", " ") }), shown);
+      return element("tr", {}, element("td", { textContent: /[./]/.test(name) ? name : name.replaceAll("_", " ") }), shown);
     });
     return element("section", {}, element("h2", { textContent: title.replaceAll("_", " ") }), element("table", {}, element("tbody", {}, ...cells)));
   };
