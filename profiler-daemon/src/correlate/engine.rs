@@ -373,10 +373,11 @@ impl Engine {
         for key in others {
             self.overlap(key, sink);
         }
-        if lost == 0 && self.connections[&place.0][&place.1].machine.is_open() {
-            if let Some(thread) = self.threads.get_mut(&tid) {
-                thread.interleaves = true;
-            }
+        if lost == 0
+            && self.connections[&place.0][&place.1].machine.is_open()
+            && let Some(thread) = self.threads.get_mut(&tid)
+        {
+            thread.interleaves = true;
         }
     }
 
@@ -538,14 +539,14 @@ impl Engine {
     }
 
     fn revoke(&mut self, key: RequestKey, sink: Sink<'_>) {
-        if let Some(request) = self.open.get_mut(&key) {
-            if request.attributed {
-                request.attributed = false;
-                self.counters.samples_attributed -= request.samples;
-                self.counters.samples_revoked += request.samples;
-                request.samples = 0;
-                sink(Output::Revoke { key });
-            }
+        if let Some(request) = self.open.get_mut(&key)
+            && request.attributed
+        {
+            request.attributed = false;
+            self.counters.samples_attributed -= request.samples;
+            self.counters.samples_revoked += request.samples;
+            request.samples = 0;
+            sink(Output::Revoke { key });
         }
     }
 
@@ -590,10 +591,10 @@ impl Engine {
     /// A finished request's tail is over.
     fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
         if let Some(finished) = self.trailing.remove(&key) {
-            if let Some(thread) = self.threads.get_mut(&finished.exchange.tid) {
-                if thread.tail == Some(key) {
-                    thread.tail = None;
-                }
+            if let Some(thread) = self.threads.get_mut(&finished.exchange.tid)
+                && thread.tail == Some(key)
+            {
+                thread.tail = None;
             }
             sink(Output::Finished(Box::new(finished)));
         }
