@@ -1,6 +1,5 @@
 //! Recordings: their header, and a small one of a real server.
 
-use std::sync::{Arc, Mutex};
 
 use super::*;
 
