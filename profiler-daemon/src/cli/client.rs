@@ -462,6 +462,6 @@ route      count     p50
         let error = routes(&options, &RequestsQuery::default()).unwrap_err();
         assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
         assert!(error.to_string().contains("reqprof daemon"));
-        assert!(matches!(show(&options, "../x").unwrap_err(), ClientError::InvalidId(_)));
+        assert!(matches!(show(&options, "../x", "cpu").unwrap_err(), ClientError::InvalidId(_)));
     }
 }
