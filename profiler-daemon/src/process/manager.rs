@@ -213,7 +213,7 @@ impl Manager {
         let pids: Vec<u32> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         let listening = Listening::of(self.own_pid);
-        let full = self.scans % FULL_SCAN == 0 || listening != self.listening;
+        let full = self.scans.is_multiple_of(FULL_SCAN) || listening != self.listening;
         self.scans = self.scans.wrapping_add(1);
         let before = std::mem::take(&mut self.scanned);
         for pid in pids {
