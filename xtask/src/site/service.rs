@@ -239,12 +239,17 @@ mod tests {
         assert_eq!(children.len(), 1);
         drop(service);
         assert!(Identity::of(leader.pid).ok() != Some(leader));
-        // An orphan is reaped by init; until then it is a zombie (state Z) and runs no more.
-        let state = fs::read_to_string(format!("/proc/{}/stat", children[0])).unwrap_or_default();
-        assert!(
-            state.is_empty() || state.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'),
-            "{state}"
-        );
+        // A signal is on its way when kill(2) returns. An orphan is reaped by init; until then it is a zombie (state Z)
+        // and runs no more.
+        let gone = || {
+            let state = fs::read_to_string(format!("/proc/{}/stat", children[0])).unwrap_or_default();
+            state.rsplit_once(')').is_none_or(|(_, fields)| fields.trim_start().starts_with('Z'))
+        };
+        let asked = Instant::now();
+        while !gone() {
+            assert!(asked.elapsed() < GRACE, "the child runs on");
+            std::thread::sleep(POLL);
+        }
         fs::remove_file(log).unwrap();
     }
 
