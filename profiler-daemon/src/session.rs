@@ -108,7 +108,7 @@ impl Session {
         let epoch = sys::realtime_ns() as i64 - sys::monotonic_ns() as i64;
         let naming = Naming { epoch, salt: std::process::id().rotate_left(16) };
 
-        let fork_out = to_finisher.clone();
+        let told = to_finisher.clone();
         let gone_out = to_reader.clone();
         let run_times = RunTimes::of(&kernel.object);
         let mut manager = Manager::new(
@@ -120,9 +120,9 @@ impl Session {
             probes.clone(),
             targets.clone(),
             config.selection.clone(),
-            Box::new(move |parent, child| {
+            Box::new(move |message| {
                 // At the end of the session nobody listens any more.
-                let _ = fork_out.send(vec![Message::Forked { parent, child }]);
+                let _ = told.send(vec![message]);
             }),
             Box::new(move |pid| {
                 let _ = gone_out.send(Control::ProcessGone(pid));

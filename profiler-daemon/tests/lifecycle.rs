@@ -233,8 +233,8 @@ fn announced(messages: &str) -> (u64, u64) {
 }
 
 #[test]
-fn a_recording_is_a_file_per_profile_and_a_table() {
-    let Some(python) = support::any_python("a_recording_is_a_file_per_profile_and_a_table") else { return };
+fn a_recording_is_a_file_per_request_and_a_table() {
+    let Some(python) = support::any_python("a_recording_is_a_file_per_request_and_a_table") else { return };
     let server = Gunicorn::start(&python, 2, &[]);
     let dir = TempDir::new().expect("a directory");
     let out = dir.path().join("profiles");
@@ -252,7 +252,7 @@ fn a_recording_is_a_file_per_profile_and_a_table() {
     assert_eq!(counted(&table), requests, "{table}{messages}");
     assert!(table.contains("/d/{id}"), "{table}");
     let files: Vec<_> = fs::read_dir(&out).expect("the directory").flatten().collect();
-    assert_eq!(files.len() as u64, profiles, "{messages}");
+    assert_eq!(files.len() as u64, requests, "{messages}");
     assert!(profiles > 0);
     let burning =
         files.iter().filter(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("burn_")));

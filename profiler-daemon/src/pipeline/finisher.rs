@@ -172,6 +172,10 @@ impl Finisher {
                 self.builders.remove(&key);
             }
             Message::Finished(finished) => self.finish(*finished),
+            Message::Target(key) => {
+                self.keys.insert(key.pid, key);
+                self.symbolizer.target(key);
+            }
             Message::Forked { parent, child } => {
                 // Remembered even if neither is ever sampled, so that what is known of it ends with its program.
                 self.keys.insert(parent.pid, parent);
@@ -239,8 +243,10 @@ impl Finisher {
         if let Some(observer) = &mut self.observer {
             observer(&record, profile.as_ref());
         }
-        if let (Some(files), Some(profile)) = (&self.files, &profile) {
-            files.write(record.clone(), profile.clone());
+        if let Some(files) = self.files.as_ref().filter(|_| keep) {
+            // A request without samples has its file too: all of its time is `[unsampled]`.
+            let empty = || Arc::new(Builder::default().finish(record.duration_ns));
+            files.write(record.clone(), profile.clone().unwrap_or_else(empty));
         }
         if let Some(store) = &self.store {
             // What does not fit is counted there.

@@ -37,6 +37,8 @@ pub enum Message {
     /// Forget this request.
     Discard(RequestKey),
     Finished(Box<Finished>),
+    /// This process is a target: it may be gone before its first sample is resolved, so it is asked now.
+    Target(ProcessKey),
     Forked {
         parent: ProcessKey,
         child: ProcessKey,

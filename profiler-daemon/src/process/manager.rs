@@ -25,6 +25,7 @@ use crate::bpf::{
 };
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
+use crate::pipeline;
 
 /// What the manager is told.
 pub enum Message {
@@ -82,8 +83,8 @@ pub struct Manager {
     pub probes: ProbeTable,
     pub targets: Targets,
     pub selection: Selection,
-    /// Told to the symboliser: a fork (parent, child), before anything is sampled in the child.
-    pub forked: Box<dyn Fn(ProcessKey, ProcessKey) + Send>,
+    /// Told to the symboliser: targets, and forks before anything is sampled in the child.
+    pub tell: Box<dyn Fn(pipeline::Message) + Send>,
     /// Told to the correlator: a process found dead.
     pub gone: Box<dyn Fn(u32) + Send>,
     pub included: HashSet<u32>,
@@ -106,7 +107,7 @@ impl Manager {
         probes: ProbeTable,
         targets: Targets,
         selection: Selection,
-        forked: Box<dyn Fn(ProcessKey, ProcessKey) + Send>,
+        tell: Box<dyn Fn(pipeline::Message) + Send>,
         gone: Box<dyn Fn(u32) + Send>,
     ) -> Self {
         Self {
@@ -119,7 +120,7 @@ impl Manager {
             probes,
             targets,
             selection,
-            forked,
+            tell,
             gone,
             included: HashSet::new(),
             pending: HashMap::new(),
@@ -280,7 +281,7 @@ impl Manager {
         let Ok(key) = identity::key(child) else { return };
         let mut info = (*mother).clone();
         (info.key, info.pid, info.ppid) = (key, child, parent);
-        (self.forked)(mother.key, key);
+        (self.tell)(pipeline::Message::Forked { parent: mother.key, child: key });
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
         self.targets.insert(info);
         if !ready {
@@ -342,18 +343,28 @@ impl Manager {
             }
             return true; // a kernel thread, or nothing we may look at
         }
-        let own;
-        let listening = match listening {
-            Some(listening) => listening,
-            None => {
-                own = Listening::of(pid);
-                &own
-            }
+        // Reading sockets is the dear part, and every program that starts on the host comes by here.
+        let by_ports = match &self.selection {
+            Selection::All => true,
+            Selection::Only(selectors) => !selectors.ports.is_empty(),
         };
-        let ports = listening.ports(pid);
-        let serves = accepted || ports.is_some();
-        let ports = ports.unwrap_or_default();
-        if !self.selected(&who, &ports, serves) {
+        let mut selected = self.selected(&who, &[], accepted);
+        let mut ports = Vec::new();
+        if selected || by_ports {
+            let own;
+            let listening = match listening {
+                Some(listening) => listening,
+                None => {
+                    own = Listening::of(pid);
+                    &own
+                }
+            };
+            let found = listening.ports(pid);
+            let serves = accepted || found.is_some();
+            ports = found.unwrap_or_default();
+            selected = self.selected(&who, &ports, serves);
+        }
+        if !selected {
             if accepted {
                 self.reject(who.key);
             }
@@ -435,6 +446,7 @@ impl Manager {
             );
             return true;
         }
+        (self.tell)(pipeline::Message::Target(who.key));
         let service: Arc<str> = service::name(&who).into();
         self.targets.insert(TargetInfo {
             key: who.key,

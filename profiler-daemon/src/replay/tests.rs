@@ -1,6 +1,5 @@
 //! Recordings: their header, and a small one of a real server.
 
-
 use super::*;
 
 #[test]

@@ -167,6 +167,17 @@ impl Symbolizer {
         self.put_back(child, copy);
     }
 
+    /// A process will be sampled: what is shared by all its frames is asked for now, while it certainly lives.
+    pub fn target(&mut self, key: ProcessKey) {
+        if !self.processes.contains_key(&key) {
+            let mut process = Process::new(key);
+            process.ask();
+            self.clock += 1;
+            process.used = self.clock;
+            self.put_back(key, process);
+        }
+    }
+
     /// A process runs another program now.
     pub fn exec(&mut self, key: ProcessKey) {
         self.forget(key);
