@@ -10,15 +10,10 @@ use profiler_common::{ConnId, DIR_IN, Data, Header, flags};
 use rustc_hash::FxHashMap;
 
 use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
+use super::output::{Counters, Finished, Output, Place, ProcessEvent, RequestKey, Sink};
 use super::thread::Thread;
-use crate::decode::{Event, SampleEvent};
+use crate::decode::Event;
 use crate::record::Outcome;
-
-/// Number of a request within this run.
-pub type RequestKey = u64;
-
-/// A connection: process and descriptor.
-pub type Place = (u32, u32);
 
 /// How long after its end a request's tail is waited for, ns. A server that closes or goes on to its next request
 /// ends it sooner.
@@ -42,132 +37,44 @@ const PRUNE_EVERY: u64 = 1_000_000_000;
 const ENDED: [i32; 6] =
     [libc::EPIPE, libc::ECONNRESET, libc::ECONNABORTED, libc::ETIMEDOUT, libc::ENOTCONN, libc::EBADF];
 
-/// What the correlator found out.
 #[derive(Debug)]
-pub enum Output<'a> {
-    /// A sample belongs to this request.
-    Sample {
-        key: RequestKey,
-        event: &'a SampleEvent<'a>,
-    },
-    /// All samples of this request were attributed on a wrong assumption: forget them.
-    Revoke {
-        key: RequestKey,
-    },
-    /// A request ended; its samples are all there.
-    Finished(Box<Finished>),
-    /// What was announced is no request: forget its samples.
-    Discard {
-        key: RequestKey,
-    },
-    Process(ProcessEvent),
-    /// This connection's process ended, or runs another program, without closing it: the kernel side knows it still.
-    Left(ConnId),
-    /// A connection of this process speaks something else.
-    Protocol {
-        pid: u32,
-        protocol: Protocol,
-    },
-}
-
-/// Processes that come and go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProcessEvent {
-    /// It accepted a connection; sent once per connection of a process that may be new to us.
-    Accepted {
-        pid: u32,
-    },
-    Forked {
-        parent: u32,
-        child: u32,
-    },
-    Exec {
-        pid: u32,
-    },
-    /// The whole process is gone.
-    Exited {
-        pid: u32,
-    },
-    /// A thread ended, and whether it was the last cannot be told.
-    MayHaveExited {
-        pid: u32,
-    },
-}
-
-/// A finished request.
-#[derive(Debug)]
-pub struct Finished {
-    pub key: RequestKey,
-    pub pid: u32,
-    pub exchange: Exchange,
-    /// Samples can be trusted: one thread did it all, and it does one thing at a time.
-    pub attributed: bool,
-    pub tail_samples: u64,
-    /// Lost samples and boundary records.
-    pub lost: u64,
-}
-
-/// What the correlator could not place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    pub samples: u64,
-    pub samples_attributed: u64,
-    /// Taken after the last response byte.
-    pub samples_after_response: u64,
-    /// The thread interleaves requests.
-    pub samples_interleaved: u64,
-    /// The activation names no request that is known.
-    pub samples_unknown: u64,
-    /// Attributed first, then taken back.
-    pub samples_revoked: u64,
-    /// Pipelined requests whose head was invisible.
-    pub requests_unseen: u64,
-    /// Requests that share the kernel side's mark with the one before them, so that it counted them as one.
-    pub requests_pipelined: u64,
-    /// What was announced as a request and is none.
-    pub requests_discarded: u64,
-    /// Connections or threads beyond what is remembered.
-    pub refused: u64,
-}
-
-#[derive(Debug)]
-struct Conn {
-    generation: u64,
-    machine: Connection,
+pub(super) struct Conn {
+    pub(super) generation: u64,
+    pub(super) machine: Connection,
     /// Open requests by the machine's number; nearly always one.
-    requests: Vec<(u64, RequestKey)>,
+    pub(super) requests: Vec<(u64, RequestKey)>,
     /// The mark of the latest request.
-    activation: u64,
+    pub(super) activation: u64,
     /// The kernel side did not know it when it was last asked; see [`Engine::audit`].
-    missing: bool,
+    pub(super) missing: bool,
 }
 
 #[derive(Debug)]
-struct Request {
-    place: Place,
-    tid: u32,
-    start: u64,
-    samples: u64,
-    lost: u64,
-    attributed: bool,
+pub(super) struct Request {
+    pub(super) place: Place,
+    pub(super) tid: u32,
+    pub(super) start: u64,
+    pub(super) samples: u64,
+    pub(super) lost: u64,
+    pub(super) attributed: bool,
     /// Samples after what looks like the end of its response.
-    tail: u64,
+    pub(super) tail: u64,
     /// Its thread began another one meanwhile.
-    overlapped: bool,
+    pub(super) overlapped: bool,
 }
 
 /// See the module.
 #[derive(Default)]
 pub struct Engine {
-    connections: FxHashMap<u32, FxHashMap<u32, Conn>>,
-    connection_count: usize,
-    threads: FxHashMap<u32, Thread>,
-    open: FxHashMap<RequestKey, Request>,
+    pub(super) connections: FxHashMap<u32, FxHashMap<u32, Conn>>,
+    pub(super) connection_count: usize,
+    pub(super) threads: FxHashMap<u32, Thread>,
+    pub(super) open: FxHashMap<RequestKey, Request>,
     /// Finished, but their tail may go on.
-    trailing: FxHashMap<RequestKey, Finished>,
-    next_key: RequestKey,
-    counters: Counters,
-    pruned: u64,
+    pub(super) trailing: FxHashMap<RequestKey, Finished>,
+    pub(super) next_key: RequestKey,
+    pub(super) counters: Counters,
+    pub(super) pruned: u64,
     /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
     scratch: Vec<Found>,
 }
@@ -182,9 +89,6 @@ enum Found {
     Unseen,
     Verdict(Protocol),
 }
-
-/// Where outputs go.
-type Sink<'s> = &'s mut dyn FnMut(Output<'_>);
 
 impl Engine {
     /// Takes the next event.
@@ -294,7 +198,7 @@ impl Engine {
         self.connection_count
     }
 
-    fn conn(&mut self, place: Place) -> Option<&mut Conn> {
+    pub(super) fn conn(&mut self, place: Place) -> Option<&mut Conn> {
         self.connections.get_mut(&place.0)?.get_mut(&place.1)
     }
 
@@ -357,32 +261,8 @@ impl Engine {
         self.drive(place, header.tid, sink, |machine, events| machine.piece(&piece, events));
     }
 
-    /// A thread writes on a connection. One that serves one request at a time has none open elsewhere.
-    fn writes(&mut self, place: Place, tid: u32, lost: u32, sink: Sink<'_>) {
-        let Some(thread) = self.threads.get(&tid).filter(|thread| !thread.open.is_empty()) else { return };
-        let of = |key: &RequestKey| self.open.get(key).map(|request| request.place);
-        if thread.open.iter().any(|key| of(key) == Some(place)) {
-            return; // its own answer; the overlap, if any, was noticed when the later one began
-        }
-        let others = thread.open.clone();
-        // What was upgraded, or never was HTTP, may be written to by whoever serves a request.
-        let Some(conn) = self.connections.get(&place.0).and_then(|fds| fds.get(&place.1)) else { return };
-        if conn.machine.is_over() {
-            return;
-        }
-        for key in others {
-            self.overlap(key, sink);
-        }
-        if lost == 0
-            && self.connections[&place.0][&place.1].machine.is_open()
-            && let Some(thread) = self.threads.get_mut(&tid)
-        {
-            thread.interleaves = true;
-        }
-    }
-
     /// Lets a connection's machine work, and acts on what it says. `actor`: the thread that made it, 0 = time.
-    fn drive(
+    pub(super) fn drive(
         &mut self,
         place: Place,
         actor: u32,
@@ -508,48 +388,6 @@ impl Engine {
         }
     }
 
-    /// Whether this thread has a request open on another connection: then no sample of the requests involved can be
-    /// trusted. That it is an event loop is only known when that request goes on: its end may have been lost.
-    fn interleaves(&mut self, place: Place, tid: u32, sink: Sink<'_>) -> bool {
-        let others = self.open_elsewhere(place, tid);
-        for key in &others {
-            // A chunked response whose end was seen is only waiting for proof.
-            if let Some(other) = self.open.get(key).map(|request| request.place) {
-                self.drive(other, 0, sink, |machine, events| machine.flush(events));
-            }
-        }
-        let others = self.open_elsewhere(place, tid);
-        for key in &others {
-            self.overlap(*key, sink);
-        }
-        !others.is_empty() || self.threads.get(&tid).is_some_and(|thread| thread.interleaves)
-    }
-
-    fn open_elsewhere(&self, place: Place, tid: u32) -> Vec<RequestKey> {
-        let Some(thread) = self.threads.get(&tid) else { return Vec::new() };
-        let elsewhere = |key: &&RequestKey| self.open.get(key).is_some_and(|request| request.place != place);
-        thread.open.iter().filter(elsewhere).copied().collect()
-    }
-
-    fn overlap(&mut self, key: RequestKey, sink: Sink<'_>) {
-        self.revoke(key, sink);
-        if let Some(request) = self.open.get_mut(&key) {
-            request.overlapped = true;
-        }
-    }
-
-    fn revoke(&mut self, key: RequestKey, sink: Sink<'_>) {
-        if let Some(request) = self.open.get_mut(&key)
-            && request.attributed
-        {
-            request.attributed = false;
-            self.counters.samples_attributed -= request.samples;
-            self.counters.samples_revoked += request.samples;
-            request.samples = 0;
-            sink(Output::Revoke { key });
-        }
-    }
-
     fn finished(&mut self, place: Place, exchange: Exchange, sink: Sink<'_>) {
         let Some(key) = self.take_key(place, exchange.seq) else { return };
         // Another thread answered, so the one that received did not do the work. Or which response was its own is not
@@ -589,7 +427,7 @@ impl Engine {
     }
 
     /// A finished request's tail is over.
-    fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
+    pub(super) fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
         if let Some(finished) = self.trailing.remove(&key) {
             if let Some(thread) = self.threads.get_mut(&finished.exchange.tid)
                 && thread.tail == Some(key)
@@ -597,59 +435,6 @@ impl Engine {
                 thread.tail = None;
             }
             sink(Output::Finished(Box::new(finished)));
-        }
-    }
-
-    fn sample(&mut self, event: &SampleEvent<'_>, sink: Sink<'_>) {
-        let sample = &event.sample;
-        let lost = u64::from(sample.header.lost);
-        self.counters.samples += 1;
-        let Some(thread) = self.threads.get(&sample.header.tid) else {
-            self.counters.samples_unknown += 1;
-            return;
-        };
-        if thread.interleaves {
-            self.counters.samples_interleaved += 1;
-            return;
-        }
-        if thread.activation != sample.activation || thread.pid != sample.header.pid {
-            self.counters.samples_unknown += 1;
-            return;
-        }
-        let (place, tail) = (thread.place, thread.tail);
-        let current = place.and_then(|place| {
-            let conn = self.connections.get(&place.0)?.get(&place.1)?;
-            let seq = conn.machine.current()?.seq;
-            let key = conn.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)?;
-            Some((key, conn.machine.looks_over()))
-        });
-        let request = current.and_then(|(key, over)| Some((key, over, self.open.get_mut(&key)?)));
-        match request {
-            Some((key, over, request))
-                if request.tid == sample.header.tid && sample.header.time >= request.start =>
-            {
-                request.lost += lost;
-                if !request.attributed {
-                    self.counters.samples_interleaved += 1;
-                    return;
-                }
-                if over {
-                    request.tail += 1;
-                    self.counters.samples_after_response += 1;
-                    return;
-                }
-                request.samples += 1;
-                self.counters.samples_attributed += 1;
-                sink(Output::Sample { key, event });
-            }
-            _ => match tail.and_then(|key| self.trailing.get_mut(&key)) {
-                Some(finished) => {
-                    finished.tail_samples += 1;
-                    finished.lost += lost;
-                    self.counters.samples_after_response += 1;
-                }
-                None => self.counters.samples_unknown += 1,
-            },
         }
     }
 

@@ -3,11 +3,14 @@
 //! In: decoded events in ring order. Out: [`Output`]s: samples that are a request's, requests that ended, processes
 //! that came and went. No I/O and no clock, so that a recorded stream gives the same result again.
 
+mod attribution;
 mod engine;
 pub mod http;
+mod output;
 pub mod route;
 #[cfg(test)]
 mod tests;
 mod thread;
 
-pub use engine::{AUDIT_EVERY, Counters, Engine, Finished, Output, ProcessEvent, RequestKey};
+pub use engine::{AUDIT_EVERY, Engine};
+pub use output::{Counters, Finished, Output, ProcessEvent, RequestKey};

@@ -5,7 +5,7 @@
 //! older one then goes on, the thread is an event loop, and nothing is attributed to it any more, ever. When it does
 //! not, its end was lost, and the rule holds again as soon as that is clear.
 
-use super::engine::{Place, RequestKey};
+use super::output::{Place, RequestKey};
 
 /// A thread of a target that has begun at least one request.
 #[derive(Debug, Default)]

@@ -211,14 +211,15 @@ fn step(walk: &mut Walk) {
 fn native_caller(walk: &mut Walk) {
     walk.leaf = 0;
     let fp = walk.fp;
-    if fp & 7 == 0 && fp > walk.sp && fp - walk.sp < STACK_SPAN {
-        if let (Ok(next), Ok(ret)) = (Current.word(fp), Current.word(fp + 8)) {
-            if ret != 0 {
-                (walk.pc, walk.sp, walk.fp) = (ret, fp + 8, next);
-                walk.mode = NATIVE;
-                return;
-            }
-        }
+    if fp & 7 == 0
+        && fp > walk.sp
+        && fp - walk.sp < STACK_SPAN
+        && let (Ok(next), Ok(ret)) = (Current.word(fp), Current.word(fp + 8))
+        && ret != 0
+    {
+        (walk.pc, walk.sp, walk.fp) = (ret, fp + 8, next);
+        walk.mode = NATIVE;
+        return;
     }
     walk.mode = if walk.python != 0 { PYTHON_REST } else { DONE };
 }
