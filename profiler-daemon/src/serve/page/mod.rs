@@ -16,7 +16,6 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/", get(async || file("text/html; charset=utf-8", include_str!("index.html"))))
         .route("/style.css", get(async || file("text/css; charset=utf-8", include_str!("style.css"))))
         .route("/icon.svg", get(async || file("image/svg+xml", include_str!("icon.svg"))))
-        .route("/icon.svg", get(async || file("image/svg+xml", include_str!("icon.svg"))))
         .route("/app.js", get(async || file("text/javascript; charset=utf-8", include_str!("app.js"))))
 }
 
