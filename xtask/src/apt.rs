@@ -2,7 +2,8 @@
 //!
 //! In: package names. Out: packages installed on this machine ([`install`]), or one package unpacked into a folder
 //! without installing it ([`unpack`], which needs no root). Suites that the machine does not have configured are read
-//! through an apt state of our own, checked with the machine's Debian keyring; `/etc/apt` is never changed.
+//! through an apt state of our own, from the mirrors that the machine is set up with and checked with its Debian
+//! keyring; `/etc/apt` is never changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,8 +15,6 @@ use anyhow::{Context, Result, bail};
 use crate::sh;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const ARCHIVE: &str = "http://deb.debian.org/debian";
-const SECURITY: &str = "http://deb.debian.org/debian-security";
 
 /// Makes sure that the packages are installed. Where the machine's own suites lack one, the backports and security
 /// suites of its release are asked. `state` is a folder that may hold apt's lists for that.
@@ -77,7 +76,7 @@ fn retire(before: &BTreeSet<String>) -> Result<()> {
 /// Unpacks one package of one suite into `into`, in the newest version that starts with `version`. `state` is a folder
 /// for apt's lists and the download.
 pub fn unpack(package: &str, version: &str, suite: &str, state: &Path, into: &Path) -> Result<()> {
-    let sources = Sources::new(state, &[(ARCHIVE, suite)])?;
+    let sources = Sources::new(state, &[(&Mirrors::configured()?.archive, suite)])?;
     sh::run(sources.apply(&mut Command::new("apt-get")).args(["--quiet", "update"]))?;
     let offers = sh::capture(sources.apply(&mut Command::new("apt-cache")).args(["madison", package]))?;
     let Some(chosen) = pick(&offers, version) else {
@@ -172,7 +171,12 @@ impl Sources {
             bail!("/etc/os-release names no VERSION_CODENAME, so no further suites can be asked");
         };
         let (backports, security) = (format!("{codename}-backports"), format!("{codename}-security"));
-        Self::new(state, &[(ARCHIVE, codename), (ARCHIVE, &backports), (SECURITY, &security)])
+        let Mirrors { archive, security: mirror } = Mirrors::configured()?;
+        let mut suites = vec![(archive.as_str(), codename), (archive.as_str(), backports.as_str())];
+        if let Some(mirror) = &mirror {
+            suites.push((mirror, &security));
+        }
+        Self::new(state, &suites)
     }
 
     fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
@@ -192,15 +196,59 @@ impl Sources {
     }
 }
 
+/// Where this machine gets Debian's packages from.
+#[derive(Debug, PartialEq)]
+struct Mirrors {
+    archive: String,
+    security: Option<String>,
+}
+
+impl Mirrors {
+    fn configured() -> Result<Self> {
+        let format = "$(ORIGIN) $(REPO_URI)";
+        let targets = || sh::capture(Command::new("apt-get").args(["indextargets", "--format", format]));
+        let mut found = Self::among(&targets()?);
+        if found.is_none() && sh::is_root() {
+            // Who runs an archive is known from its lists, which a new machine has not read yet.
+            sh::run(apt_get(None)?.args(["--quiet", "update"]))?;
+            found = Self::among(&targets()?);
+        }
+        found.context("apt knows no Debian archive here; set one up, then run `apt-get update`")
+    }
+
+    /// `targets`: a line per index, with its origin and its address.
+    fn among(targets: &str) -> Option<Self> {
+        let mut debian: Vec<&str> = targets.lines().filter_map(|line| line.strip_prefix("Debian ")).collect();
+        debian.dedup();
+        let clean = |address: &&str| address.trim_end_matches('/').to_owned();
+        let (security, archive): (Vec<&str>, Vec<&str>) =
+            debian.into_iter().partition(|address| address.trim_end_matches('/').ends_with("-security"));
+        Some(Self { archive: archive.first().map(clean)?, security: security.first().map(clean) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::pick;
+    use super::{Mirrors, pick};
+
+    #[test]
+    fn mirrors_are_those_of_the_machine() {
+        let targets = "Node Source https://other.example/node/\n\
+                       Debian http://mirror.example/debian-security/\n\
+                       Debian http://mirror.example/debian/\nDebian http://mirror.example/debian/\n";
+        let expected = Mirrors {
+            archive: "http://mirror.example/debian".into(),
+            security: Some("http://mirror.example/debian-security".into()),
+        };
+        assert_eq!(Mirrors::among(targets), Some(expected));
+        assert_eq!(Mirrors::among("Other http://mirror.example/debian/"), None);
+    }
 
     #[test]
     fn the_version_is_matched_whole() {
-        let madison = " rust-src | 1.96.1+dfsg1-2~bpo13+1 | http://deb.debian.org/debian trixie-backports/main\n\
-                       rust-src | 1.95.0+dfsg1-2~bpo13+1 | http://deb.debian.org/debian trixie-backports/main\n\
-                       rust-src | 1.9.1+dfsg1-2 | http://deb.debian.org/debian trixie-backports/main\n";
+        let madison = " rust-src | 1.96.1+dfsg1-2~bpo13+1 | http://mirror.example/debian trixie-backports/main\n\
+                       rust-src | 1.95.0+dfsg1-2~bpo13+1 | http://mirror.example/debian trixie-backports/main\n\
+                       rust-src | 1.9.1+dfsg1-2 | http://mirror.example/debian trixie-backports/main\n";
         assert_eq!(pick(madison, "1.95.0"), Some("1.95.0+dfsg1-2~bpo13+1"));
         assert_eq!(pick(madison, "1.9"), None);
         assert_eq!(pick(madison, "1.97.0"), None);
