@@ -76,6 +76,9 @@ pub struct Data {
     pub tail: [u8; 8],
     pub tail_len: u32,
     pub reserved: u32,
+    /// Outgoing: when the call that wrote this piece was entered, if its thread never waited inside; then all bytes
+    /// were handed over without delay, whenever the call returned. 0 = it waited, or nobody knows.
+    pub entered: u64,
 }
 
 /// A connection was accepted.
@@ -183,7 +186,7 @@ pub const KERNEL_FRAMES_MAX: usize = 64;
 const _: () = {
     assert!(size_of::<Header>() == 24);
     assert!(size_of::<ConnId>() == 16);
-    assert!(size_of::<Data>() == 80);
+    assert!(size_of::<Data>() == 88);
     assert!(size_of::<Accept>() == 40);
     assert!(size_of::<Close>() == 40);
     assert!(size_of::<Fork>() == 32);

@@ -75,6 +75,8 @@ pub struct Connection {
     pub generation: u64,
     /// The activation of the latest request, 0 before the first.
     pub activation: u64,
+    /// [`crate::Data::entered`] of the transfer in progress.
+    pub entered: u64,
     /// Bytes of the transfer in progress that earlier pieces covered, and of its current scatter-gather element.
     pub offset: u64,
     pub element_offset: u64,
@@ -136,6 +138,10 @@ pub struct Active {
     /// Samples of this activation lost since the last one that reached the ring.
     pub lost: u32,
     pub reserved: u32,
+    /// When the thread entered the call it is in that writes to this connection, 0 = it is in none.
+    pub entered: u64,
+    /// How often it had waited by then (`task_struct.nvcsw`).
+    pub waits: u64,
 }
 
 /// Offsets into the kernel's own structures, resolved from BTF at start and put into the object's read-only data.
@@ -151,6 +157,8 @@ pub struct KernelOffsets {
     pub task_fsbase: u32,
     /// `signal_struct.live.counter`.
     pub signal_live: u32,
+    /// `task_struct.nvcsw`: how often the thread gave its CPU up to wait, as opposed to being preempted.
+    pub task_nvcsw: u32,
 }
 
 /// Settings fixed when the object is loaded.
@@ -164,7 +172,6 @@ pub struct Settings {
     pub adopt_acceptors: u32,
     /// 1: `bpf_task_pt_regs` exists (5.15).
     pub has_task_pt_regs: u32,
-    pub reserved: u32,
     /// Bytes of the ring that samples must leave free for boundary records.
     pub ring_reserve: u64,
 }
@@ -172,8 +179,8 @@ pub struct Settings {
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
     assert!(size_of::<Target>() == 72);
-    assert!(size_of::<Connection>() == 64);
-    assert!(size_of::<Active>() == 24);
-    assert!(size_of::<KernelOffsets>() == 24);
+    assert!(size_of::<Connection>() == 72);
+    assert!(size_of::<Active>() == 40);
+    assert!(size_of::<KernelOffsets>() == 28);
     assert!(size_of::<Settings>() == 48);
 };

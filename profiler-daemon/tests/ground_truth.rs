@@ -14,11 +14,8 @@ use support::load::{self, BURNERS};
 use support::tree::{self, Oracle};
 use support::{Daemon, Gunicorn, Python};
 
-/// The clocks of client and daemon are the same, but the daemon's last look is a moment after the client's.
+/// The clocks of client and daemon are the same, but the daemon's last look may be a moment after the client's.
 const SLACK_NS: u64 = 1_000_000;
-/// Of so many requests one may seem longer than that: the end of a request is the return of its last write, and where
-/// threads compete for a CPU, the client that the write wakes can run before the write returns.
-const PREEMPTED_ONE_IN: usize = 50;
 
 /// The functions of the application that may be on the stack of a route's request, outermost first. A stack holds
 /// these from the first on, down to where the sample was taken.
@@ -74,20 +71,18 @@ fn check_record(record: &Value, exchange: &Exchange) {
     }
 }
 
-/// Requests last no longer than the client saw, but for those whose server was preempted in its last write.
+/// No request lasts longer than the client saw, also where the client that the last write woke took the server's CPU.
 #[track_caller]
 fn check_durations(records: &HashMap<String, Value>, exchanges: &[Exchange]) {
-    let excess: Vec<u64> = exchanges
+    let excess: Vec<(&str, u64)> = exchanges
         .iter()
-        .map(|e| number(&records[e.path()], "duration_ns").saturating_sub(e.end - e.start + SLACK_NS))
-        .filter(|excess| *excess > 0)
+        .map(|e| {
+            let duration = number(&records[e.path()], "duration_ns");
+            (e.path(), duration.saturating_sub(e.end - e.start + SLACK_NS))
+        })
+        .filter(|(_, excess)| *excess > 0)
         .collect();
-    println!(
-        "{} of {} requests seem longer than the client saw, by {excess:?} ns",
-        excess.len(),
-        exchanges.len()
-    );
-    assert!(excess.len() <= exchanges.len().div_ceil(PREEMPTED_ONE_IN), "{excess:?}");
+    assert!(excess.is_empty(), "of {} requests these seem longer, in ns: {excess:?}", exchanges.len());
 }
 
 /// What the trees of a route's requests added up to.
@@ -142,9 +137,7 @@ fn check_status(status: &Value, burning: u64) {
     let unattributed = &status["samples"]["unattributed"];
     let left_over: u64 =
         ["unknown_request", "interleaved", "revoked"].iter().map(|reason| number(unattributed, reason)).sum();
-    // A sample taken while the beginning of a request is being announced can overtake it, before any handler runs. A
-    // short run has too few samples for one in a thousand to allow for that.
-    assert!(left_over <= (burning / 1000).max(3), "{left_over} unattributed of {burning}: {status:#}");
+    assert!(left_over * 1000 <= burning, "{left_over} unattributed of {burning}: {status:#}");
 }
 
 /// Runs the load against a server and compares.

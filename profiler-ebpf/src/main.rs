@@ -79,6 +79,12 @@ pub fn http_sendfile(ctx: ProbeContext) -> u32 {
     boundary::sendfile(&ctx)
 }
 
+/// `send`, `sendto`, `write`, `writev`, `sendmsg`, before the system call.
+#[uprobe]
+pub fn http_enter(ctx: ProbeContext) -> u32 {
+    boundary::enter(&ctx)
+}
+
 /// Tail-called for each piece of what was received.
 #[uprobe]
 pub fn transfer_in(ctx: ProbeContext) -> u32 {

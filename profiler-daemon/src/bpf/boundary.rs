@@ -37,6 +37,10 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("accept4", "http_accept"),
 ];
 
+/// The program in front of the system call of what sends, and the functions that it follows.
+const ENTER: (&str, [&str; 6]) =
+    ("http_enter", ["send", "sendto", "write", "writev", "sendmsg", "sendfile"]);
+
 /// Without these no request can be followed at all.
 const REQUIRED: [&str; 4] = ["recv", "send", "accept4", "close"];
 
@@ -137,9 +141,20 @@ fn attach_library(
     for function in sites::FUNCTIONS {
         let program = PROGRAMS.iter().find(|(name, _)| *name == function.name).map(|(_, program)| *program);
         let Some(program) = program else { continue };
-        match sites::result_sites(&elf, function) {
-            Ok(found) => wanted.extend(found.into_iter().map(|site| (site, (function.name, program)))),
-            Err(error) => missing.push(describe(error)),
+        let found = match sites::result_sites(&elf, function) {
+            Ok(found) => found,
+            Err(error) => {
+                missing.push(describe(error));
+                continue;
+            }
+        };
+        wanted.extend(found.into_iter().map(|site| (site, (function.name, program))));
+        if ENTER.1.contains(&function.name) {
+            // Without it a response ends when the call returns, which can be later than when the client had it.
+            match sites::entry_site(&elf, function.name) {
+                Ok(site) => drop(wanted.insert(site, (function.name, ENTER.0))),
+                Err(error) => missing.push(format!("the entry of {}", describe(error))),
+            }
         }
     }
     match sites::entry_site(&elf, "close") {

@@ -138,6 +138,7 @@ fn resolve(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
         task_signal: get("task_struct", &["signal"], "task_struct.signal")?,
         task_fsbase: get("task_struct", &["thread", "fsbase"], "task_struct.thread.fsbase")?,
         signal_live: get("signal_struct", &["live"], "signal_struct.live")?,
+        task_nvcsw: get("task_struct", &["nvcsw"], "task_struct.nvcsw")?,
     })
 }
 

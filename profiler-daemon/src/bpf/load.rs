@@ -81,7 +81,7 @@ pub struct Kernel {
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
 const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
-const PROBES: [&str; 10] = [
+const PROBES: [&str; 11] = [
     "http_recv",
     "http_read",
     "http_readv",
@@ -90,6 +90,7 @@ const PROBES: [&str; 10] = [
     "http_writev",
     "http_sendmsg",
     "http_sendfile",
+    "http_enter",
     "http_accept",
     "http_close",
 ];
@@ -117,7 +118,6 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         own_pid: std::process::id(),
         adopt_acceptors: u32::from(options.adopt_acceptors),
         has_task_pt_regs: u32::from(kernel_at_least(5, 15)),
-        reserved: 0,
         // A quarter is kept for boundary records: a lost sample costs one sample, a lost boundary a request.
         ring_reserve: u64::from(options.ring_bytes) / 4,
     });

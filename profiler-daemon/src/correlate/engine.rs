@@ -248,6 +248,10 @@ impl Engine {
         let blind = header.flags & flags::PIPELINE_OVERFLOW != 0;
         let piece = Piece {
             time: header.time,
+            handed: match data.entered {
+                0 => header.time,
+                entered => entered.min(header.time),
+            },
             tid: header.tid,
             activation: data.activation,
             begins: header.flags & flags::NEW_ACTIVATION != 0,
@@ -457,6 +461,7 @@ impl Engine {
         if gap {
             let missing = Piece {
                 time,
+                handed: time,
                 tid: 0,
                 activation: 0,
                 begins: false,

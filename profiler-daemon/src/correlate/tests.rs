@@ -24,6 +24,55 @@ fn one_thread_on_one_connection() {
     assert_eq!(stage.counters().samples_after_response, 4);
 }
 
+/// The client has the last byte when the write is entered, not when the server comes back from it; samples in between
+/// are the request's all the same.
+#[test]
+fn a_write_that_did_not_wait_ends_when_it_was_entered() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/one").samples(1, 10, 2);
+    let entered = stage.time;
+    stage.samples(1, 10, 3).output_entered(1, 10, 5, OK, entered).samples(1, 10, 1);
+    stage.request(1, 10, 5, "/two");
+    let start = stage.time;
+    let first = start + 7;
+    stage.wait(1_000).output_entered(1, 10, 5, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", first);
+    let second = stage.time + 5;
+    stage.wait(1_000).output_entered(1, 10, 5, "abc", second).close(1, 10, 5);
+    stage.gives(&["/one Complete 5 after 1", "/two Complete 0 after 0"]);
+    assert_eq!(stage.times("/one"), (Some(2_000), 2_000));
+    assert_eq!(stage.times("/two"), (Some(7), second - start));
+}
+
+#[test]
+fn a_write_that_waited_ends_when_it_returned() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 3).output(1, 10, 5, OK);
+    assert_eq!(stage.counters().samples_attributed, 3);
+    stage.close(1, 10, 5);
+    assert_eq!(stage.times("/a"), (Some(4_000), 4_000));
+}
+
+/// Times from the kernel that cannot be, and threads that write across each other: nothing ends before it began.
+#[test]
+fn no_time_runs_backwards() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    let before = stage.time - 500;
+    stage.request(1, 10, 5, "/a").output_entered(1, 10, 5, OK, before);
+    stage.request(1, 10, 5, "/b");
+    let entered = stage.time + 10;
+    stage.output(1, 11, 5, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n");
+    stage.output_entered(1, 10, 5, "abc", entered);
+    stage.request(1, 10, 5, "/c");
+    let after = stage.time + 1_000_000;
+    stage.output_entered(1, 10, 5, OK, after).close(1, 10, 5);
+    assert_eq!(stage.times("/a"), (Some(0), 0));
+    assert_eq!(stage.times("/b"), (Some(1_000), 1_000));
+    assert_eq!(stage.times("/c"), (Some(1_000), 1_000));
+}
+
 #[test]
 fn two_threads_at_once() {
     let mut stage = Stage::new();

@@ -7,9 +7,11 @@
 //!
 //! glibc follows each `syscall` with a comparison against the error range and a conditional jump. At that jump the
 //! result is in `%rax` and the arguments are still in their registers, because the kernel preserves all but
-//! `%rax`, `%rcx` and `%r11`: one cheap probe sees arguments *and* result ([`result_sites`]). For `close`, whose
-//! descriptor may be gone after the call, the site is the first emulated instruction from the entry
-//! ([`entry_site`]).
+//! `%rax`, `%rcx` and `%r11`: one cheap probe sees arguments *and* result ([`result_sites`]).
+//!
+//! What must be seen before the call (`close`, after which the descriptor may be another's; when a call that sends was
+//! entered) is seen at the first emulated instruction from the entry ([`entry_site`]): most wrappers begin by asking
+//! whether there are several threads, which ends in a conditional jump.
 //!
 //! From 2.41 on glibc makes cancellable calls in a shared function (`__syscall_cancel`), so that the wrappers have
 //! no such jump: [`NoCheapSite`] says so, and the caller chooses another source.
@@ -86,7 +88,7 @@ pub fn result_sites(elf: &ElfFile, function: Function) -> Result<Vec<u64>, SiteE
 }
 
 /// File offset of the first emulated instruction that every call of the function passes with `%rdi` as the caller
-/// gave it (its low half: a sign extension in place is let through).
+/// gave it (its low half: a sign extension in place is let through), before it makes a system call.
 pub fn entry_site(elf: &ElfFile, function: &str) -> Result<u64, SiteError> {
     let (code, address) = code_of(elf, function)?;
     let site = find_entry_site(&code, address);
@@ -209,8 +211,8 @@ fn find_result_sites(code: &[u8], address: u64, syscall: u32) -> Result<Vec<u64>
     if sites.is_empty() { Err(Reason::NoSystemCall) } else { Ok(sites) }
 }
 
-/// Straight on from the entry, up to the first instruction that is emulated; nothing before it can branch, so every
-/// call passes it.
+/// Straight on from the entry, up to the first instruction that is emulated; nothing before it can branch or make a
+/// system call, so every call passes it, and does so first.
 fn find_entry_site(code: &[u8], address: u64) -> Result<u64, Reason> {
     let mut info = InstructionInfoFactory::new();
     let mut ip = address;

@@ -14,7 +14,7 @@ use profiler_ebpf::{head::begins_known_method, memory::Memory};
 use super::{
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, TRANSFER_STEPS, count, settings},
     piece::{self, Flow},
-    task::{Current, Ids, header, ids, now, read_user},
+    task::{Current, Ids, header, ids, now, read_kernel, read_user, task},
 };
 
 /// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
@@ -109,6 +109,8 @@ pub fn sendfile(ctx: &ProbeContext) -> u32 {
     if result <= 0 {
         return ended(&flow, conn, result);
     }
+    // glibc's wrapper has no cheap site before its system call.
+    conn.entered = 0;
     piece::emit(&flow, conn, 0, result as u64, true);
     0
 }
@@ -149,6 +151,9 @@ fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
         return 0;
     }
     let Some((flow, conn)) = followed(ctx, ids, direction, discover.then_some(call)) else { return 0 };
+    if direction == DIR_OUT {
+        conn.entered = entered(&flow);
+    }
     let result = regs(ctx).rax as i64;
     if result <= 0 {
         return ended(&flow, conn, result);
@@ -156,6 +161,54 @@ fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
     reset(conn);
     conn.call = call;
     next(ctx, &flow, conn, result as u64)
+}
+
+/// A call that writes is about to be made. When it returns is not when the bytes went out: the client that they wake
+/// may take the CPU first. So the time is taken here too, and [`entered`] finds out whether it tells more.
+///
+/// Every write on the host comes by, so whoever serves no request on this descriptor costs one look-up.
+#[inline(always)]
+pub fn enter(ctx: &ProbeContext) -> u32 {
+    let ids = ids();
+    let Some(active) = ACTIVE.get_ptr_mut(ids.tid) else { return 0 };
+    // SAFETY: a live map value, and the entry of the current thread.
+    let active = unsafe { &mut *active };
+    if active.key != connection_key(ids.pid, regs(ctx).rdi as u32) {
+        return 0;
+    }
+    match waits() {
+        Some(waits) => (active.entered, active.waits) = (now(), waits),
+        None => active.entered = 0,
+    }
+    0
+}
+
+/// When the call that now returns was entered, if the thread has not waited since: then what it wrote fitted, and was
+/// handed over at once. 0 when it waited, for the client to take bytes perhaps, and when the entry was not seen.
+///
+/// The entry of an earlier call cannot be taken for this one's: each call takes its own away here, and one that never
+/// returned (a signal handler jumped out of it) is overwritten at the next entry.
+#[inline(always)]
+fn entered(flow: &Flow) -> u64 {
+    let Some(active) = ACTIVE.get_ptr_mut(flow.ids.tid) else { return 0 };
+    // SAFETY: a live map value, and the entry of the current thread.
+    let active = unsafe { &mut *active };
+    if active.key != flow.key || active.entered == 0 {
+        return 0;
+    }
+    let entered = active.entered;
+    active.entered = 0;
+    if waits() == Some(active.waits) { entered } else { 0 }
+}
+
+/// How often the current thread gave its CPU up to wait.
+#[inline(always)]
+fn waits() -> Option<u64> {
+    let kernel = settings().kernel;
+    if kernel.valid == 0 {
+        return None;
+    }
+    read_kernel(task(), kernel.task_nvcsw).ok()
 }
 
 #[inline(always)]
@@ -321,6 +374,7 @@ fn track(key: u64, flags: u8) -> u64 {
 const EMPTY: Connection = Connection {
     generation: 0,
     activation: 0,
+    entered: 0,
     offset: 0,
     element_offset: 0,
     scan: 0,

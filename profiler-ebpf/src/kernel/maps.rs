@@ -17,7 +17,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
 
-/// Open server-side connections. Preallocated, because it is updated where allocation may fail; 65,536 are 6 MB.
+/// Open server-side connections. Preallocated, because it is updated where allocation may fail; 65,536 are 7 MB.
 #[map]
 pub static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(65_536, 0);
 
@@ -58,11 +58,11 @@ pub static SETTINGS: Settings = Settings {
         task_signal: 0,
         task_fsbase: 0,
         signal_live: 0,
+        task_nvcsw: 0,
     },
     own_pid: 0,
     adopt_acceptors: 0,
     has_task_pt_regs: 0,
-    reserved: 0,
     ring_reserve: 0,
 };
 

@@ -43,7 +43,7 @@ pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: b
     let first = first_bytes(address, left);
     let mut bits = 0u16;
     let capture = if flow.direction == DIR_IN {
-        begin_in(flow, conn, first, left, &mut bits)
+        begin_in(conn, first, left, &mut bits)
     } else {
         if conn.flags & connection_flags::HTTP == 0 {
             return left; // the server speaks first: not HTTP, and the client's first bytes will say so
@@ -87,7 +87,7 @@ fn first_bytes(address: u64, left: u64) -> u64 {
 
 /// What incoming bytes mean for the connection; whether they are to be captured.
 #[inline(always)]
-fn begin_in(flow: &Flow, conn: &mut Connection, first: u64, left: u64, bits: &mut u16) -> bool {
+fn begin_in(conn: &mut Connection, first: u64, left: u64, bits: &mut u16) -> bool {
     if conn.flags & connection_flags::UNSEEN != 0 {
         *bits |= flags::UNSEEN_ACCEPT;
     }
@@ -102,7 +102,10 @@ fn begin_in(flow: &Flow, conn: &mut Connection, first: u64, left: u64, bits: &mu
             conn.flags &= !connection_flags::HELD;
         }
         if conn.in_state != connection_state::BODY {
-            activate(flow, conn);
+            conn.activation = now();
+            conn.flags |= connection_flags::HTTP;
+            conn.out_state = connection_state::EXPECT;
+            count(Stat::RequestsStarted);
             *bits |= flags::NEW_ACTIVATION;
         }
         conn.in_state = connection_state::HEAD;
@@ -117,14 +120,17 @@ fn begin_in(flow: &Flow, conn: &mut Connection, first: u64, left: u64, bits: &mu
     false
 }
 
-/// The thread begins to work on a new request.
+/// The thread begins to work on a new request, if this piece begins one.
+///
+/// From here on samples carry its mark, so its record must have its place in the ring and its time: the clock may
+/// interrupt right behind, and a sample in front of the record, or older than it, belongs to nothing that is known.
 #[inline(always)]
-fn activate(flow: &Flow, conn: &mut Connection) {
-    conn.activation = now();
-    conn.flags |= connection_flags::HTTP;
-    conn.out_state = connection_state::EXPECT;
-    count(Stat::RequestsStarted);
-    let active = Active { activation: conn.activation, key: flow.key, lost: 0, reserved: 0 };
+fn activate(flow: &Flow, conn: &Connection, bits: u16) {
+    if bits & flags::NEW_ACTIVATION == 0 {
+        return;
+    }
+    let active =
+        Active { activation: conn.activation, key: flow.key, lost: 0, reserved: 0, entered: 0, waits: 0 };
     if ACTIVE.insert(flow.ids.tid, active, 0).is_err() {
         count(Stat::ActiveFull);
     }
@@ -146,6 +152,7 @@ fn data(flow: &Flow, conn: &Connection, advance: u64, bits: u16, errno: u32) -> 
         tail: [0; 8],
         tail_len: 0,
         reserved: 0,
+        entered: if flow.direction == DIR_OUT { conn.entered } else { 0 },
     }
 }
 
@@ -207,6 +214,7 @@ fn with_room<const ROOM: usize>(
 ) -> u64 {
     let incoming = flow.direction == DIR_IN;
     let Some(mut slot) = EVENTS.reserve::<Captured<ROOM>>(0) else {
+        activate(flow, conn, bits);
         missed(conn, bits);
         // Without the bytes the end of the head is unknown: take the rest for a body, the daemon resynchronises.
         if incoming {
@@ -221,6 +229,7 @@ fn with_room<const ROOM: usize>(
     // SAFETY: the reservation is ours until it is submitted, and all writes stay inside it.
     unsafe {
         (&raw mut (*record).data).write(data(flow, conn, left, bits, 0));
+        activate(flow, conn, bits);
         let bytes = (&raw mut (*record).bytes).cast::<u8>();
         let mut size = left;
         if conn.flags & connection_flags::IGNORED != 0 && size > FOREIGN_MAX {

@@ -362,6 +362,13 @@ impl Connection {
 }
 
 impl Open {
+    /// Bytes of its response were written. Those of two threads may be handed over in another order than their calls
+    /// return.
+    pub(super) fn wrote(&mut self, piece: &Piece<'_>) {
+        self.last_out = self.last_out.max(piece.handed);
+        self.handoff |= piece.tid != self.tid;
+    }
+
     pub(super) fn exchange(self, end: u64, outcome: Outcome, why: Option<&'static str>) -> Exchange {
         // What looks cut may have ended in a record that was lost.
         let taint = self.taint.or_else(|| (self.gap && outcome != Outcome::Complete).then_some(note::LOST));

@@ -11,6 +11,7 @@ const FIRST_MAX: usize = 24;
 #[derive(Clone, Debug)]
 pub struct Captured {
     pub time: u64,
+    pub handed: u64,
     pub tid: u32,
     pub activation: u64,
     pub begins: bool,
@@ -27,6 +28,7 @@ impl Captured {
         tail[..self.tail.len()].copy_from_slice(&self.tail);
         Piece {
             time: self.time,
+            handed: self.handed,
             tid: self.tid,
             activation: self.activation,
             begins: self.begins,
@@ -122,7 +124,7 @@ impl Kernel {
             Direction::Out => self.send(bytes),
         };
         for piece in &mut pieces {
-            (piece.time, piece.tid) = (time, tid);
+            (piece.time, piece.handed, piece.tid) = (time, time, tid);
         }
         pieces
     }
@@ -130,6 +132,7 @@ impl Kernel {
     fn captured(&self, direction: Direction, begins: bool, bytes: &[u8], advance: usize) -> Captured {
         Captured {
             time: 0,
+            handed: 0,
             tid: 0,
             activation: self.activation,
             begins,

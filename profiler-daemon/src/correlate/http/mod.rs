@@ -41,6 +41,9 @@ pub enum Direction {
 pub struct Piece<'a> {
     /// When the call that transferred it returned, ns.
     pub time: u64,
+    /// When the bytes changed hands, as near as is known, ns: `time`, or earlier where a writer did not wait in the
+    /// call but came back late from it.
+    pub handed: u64,
     pub tid: u32,
     /// The kernel side's mark for the work that began here; 0 = none.
     pub activation: u64,
@@ -115,9 +118,9 @@ pub struct Exchange {
     pub seq: u64,
     /// When the first byte of the request was received, ns.
     pub start: u64,
-    /// When the first byte of the final response was written (not of a 1xx).
+    /// When the first byte of the final response was handed over (not of a 1xx), ns.
     pub first_out: Option<u64>,
-    /// When the last byte of the response was written; without a response, when the connection or the process
+    /// When the last byte of the response was handed over; without a response, when the connection or the process
     /// ended. Equal to `start` where an incomplete request's end is unknown.
     pub end: u64,
     /// The thread that received the first byte.

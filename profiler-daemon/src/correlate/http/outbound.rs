@@ -43,7 +43,6 @@ impl Connection {
                 }
                 return;
             };
-            let handoff = piece.tid != first.tid;
             let rest = seen.len() as u64 + hidden;
             // Of a small write the first letters must do, where the response before looks over.
             let next_begins = others > 0
@@ -52,9 +51,8 @@ impl Connection {
                 && (seen.len() >= 7 || over);
             match self.output {
                 Output::Idle => {
-                    first.first_out = Some(piece.time);
-                    first.last_out = piece.time;
-                    first.handoff |= handoff;
+                    first.wrote(piece);
+                    first.first_out = Some(first.last_out);
                     if seen.is_empty() {
                         self.response_unseen(others);
                         continue;
@@ -62,8 +60,7 @@ impl Connection {
                     self.output = Output::Head;
                 }
                 Output::Head => {
-                    first.last_out = piece.time;
-                    first.handoff |= handoff;
+                    first.wrote(piece);
                     if let Some(end) = self.response.bytes().is_empty().then(|| head::end(seen, 0)).flatten()
                     {
                         first.response_bytes += end as u64;
@@ -90,8 +87,7 @@ impl Connection {
                     }
                     let taken = left.min(rest);
                     first.response_bytes += taken;
-                    first.last_out = piece.time;
-                    first.handoff |= handoff;
+                    first.wrote(piece);
                     let shown = taken.min(seen.len() as u64);
                     seen = &seen[shown as usize..];
                     hidden -= taken - shown;
@@ -112,8 +108,7 @@ impl Connection {
                 }
                 Output::Chunked { .. } | Output::UntilClose | Output::Unreadable => {
                     first.response_bytes += rest;
-                    first.last_out = piece.time;
-                    first.handoff |= handoff;
+                    first.wrote(piece);
                     if let Output::Chunked { trailers, .. } = self.output {
                         if first.gap {
                             first.taint.get_or_insert(note::LOST);

@@ -547,8 +547,12 @@ fn piece() -> impl Strategy<Value = Captured> {
     // One call transfers at most 2 GiB.
     let beyond = prop_oneof![4 => Just(0u64), 2 => 0..100u64, 1 => 0..1u64 << 31];
     let rest = (0..4u64, any::<bool>(), prop::bool::weighted(0.6), prop::bool::weighted(0.05), 0..=8usize);
-    (bytes, beyond, rest).prop_map(|(bytes, beyond, (activation, begins, inward, lost, tail))| Captured {
+    let early = prop_oneof![Just(0u64), 0..200u64];
+    let pieces = (bytes, beyond, early, rest);
+    pieces.prop_map(|(bytes, beyond, early, (activation, begins, inward, lost, tail))| Captured {
         time: 0,
+        // How long before `time`, until that is known.
+        handed: early,
         tid: activation as u32,
         activation,
         begins,
@@ -568,6 +572,7 @@ proptest! {
         let mut run = Run::on(if accepted { Connection::accepted() } else { Connection::joined() });
         for (time, mut piece) in pieces.into_iter().enumerate() {
             piece.time = time as u64;
+            piece.handed = piece.time.saturating_sub(piece.handed);
             run.feed(vec![piece]);
             if time % 50 == 49 {
                 run.idle();

@@ -163,7 +163,12 @@ impl Stage {
 
     /// A write; heads are captured, bodies are not.
     pub fn output(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str) -> &mut Self {
-        let data = self.data(pid, tid, fd, true, bytes, 0);
+        self.output_entered(pid, tid, fd, bytes, 0)
+    }
+
+    /// A write whose thread did not wait, `entered` at this time.
+    pub fn output_entered(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str, entered: u64) -> &mut Self {
+        let data = Data { entered, ..self.data(pid, tid, fd, true, bytes, 0) };
         let head = bytes.starts_with("HTTP/1.1 ");
         let end = bytes.find("\r\n\r\n").map_or(bytes.len(), |at| at + 4);
         let captured = if head { &bytes.as_bytes()[..end] } else { &[] };
@@ -255,6 +260,13 @@ impl Stage {
 
     pub fn lost(&self, path: &str) -> u64 {
         self.of(path).lost
+    }
+
+    /// First and last byte of the response, ns after the start.
+    pub fn times(&self, path: &str) -> (Option<u64>, u64) {
+        let exchange = &self.of(path).exchange;
+        let after = |time: u64| time.checked_sub(exchange.start).expect("not before the start");
+        (exchange.first_out.map(after), after(exchange.end))
     }
 
     pub fn note(&self, path: &str) -> Option<&'static str> {

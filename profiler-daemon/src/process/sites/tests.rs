@@ -76,6 +76,24 @@ fn a_zero_from_a_test_is_a_number() {
     assert_eq!(find_result_sites(&inverted, AT, 0), Err(Reason::WrongNumber));
 }
 
+/// What sends is followed from in front of its system call too.
+#[test]
+fn the_question_for_threads_is_a_site_in_front_of_every_system_call() {
+    let entry = find_entry_site(&flagged(44), AT).unwrap();
+    assert_eq!(entry, AT + 7);
+    assert!(find_result_sites(&flagged(44), AT, 44).unwrap().iter().all(|site| *site > entry));
+    // glibc 2.31's `sendto` moves an argument in between, and asks the thread's own memory.
+    let sendto = code(&[
+        &[0x41, 0x89, 0xca],                      // 0: mov %ecx,%r10d
+        &[0x64, 0x8b, 0x04, 0x25, 0x18, 0, 0, 0], // 3: mov %fs:0x18,%eax
+        &[0x85, 0xc0],                            // 11: test %eax,%eax
+        &[0x75, 0x0b],                            // 13: jne 26
+        &mov_eax(44),                             // 15
+        SYSCALL,
+    ]);
+    assert_eq!(find_entry_site(&sendto, AT), Ok(AT + 13));
+}
+
 #[test]
 fn the_plain_wrapper_of_a_macro_has_one_site() {
     // `sendfile`: the fourth argument moves to %r10 before the call.
@@ -89,6 +107,8 @@ fn the_plain_wrapper_of_a_macro_has_one_site() {
         RET,
     ]);
     assert_eq!(find_result_sites(&sendfile, AT, 40), Ok(vec![AT + 16]));
+    // The jump behind the system call is not one in front of it.
+    assert_eq!(find_entry_site(&sendfile, AT), Err(Reason::Overwritten));
 }
 
 #[test]
@@ -168,7 +188,8 @@ fn own_libc() -> ElfFile {
     ElfFile::parse(open(std::process::id(), mapping).unwrap()).unwrap()
 }
 
-/// Prints what a libc offers, and checks each site's bytes by hand: a `ja` or `jae` right behind the comparison.
+/// Prints what a libc offers, and checks each site's bytes by hand: a `ja` or `jae` right behind the comparison, and in
+/// front of what sends a `je` or `jne`, or a `push` where a function saves registers first.
 fn check(elf: &ElfFile) -> usize {
     use std::os::unix::fs::FileExt;
     let mut found = 0;
@@ -183,6 +204,13 @@ fn check(elf: &ElfFile) -> usize {
         found += 1;
         eprintln!("{}: {sites:x?}", function.name);
         assert!((1..=2).contains(&sites.len()), "{}", function.name);
+        if let Ok(entry) = entry_site(elf, function.name) {
+            let mut bytes = [0; 2];
+            elf.file().read_exact_at(&mut bytes, entry).unwrap();
+            eprintln!("{} is entered at {entry:x}", function.name);
+            assert!(matches!(bytes, [0x74 | 0x75 | 0x50..=0x57, _] | [0x41, 0x50..=0x57]), "{bytes:x?}");
+            assert!(sites.iter().all(|site| *site > entry), "{}", function.name);
+        }
         for site in sites {
             let mut bytes = [0; 8];
             elf.file().read_exact_at(&mut bytes, site - 6).unwrap();
@@ -207,6 +235,9 @@ fn this_machines_libc() {
     let minor: u32 = version.to_str().unwrap().split('.').nth(1).unwrap().parse().unwrap();
     if minor <= 40 {
         assert_eq!(found, FUNCTIONS.len());
+        for name in ["send", "sendto", "write", "writev", "sendmsg"] {
+            assert!(entry_site(&elf, name).is_ok(), "{name}");
+        }
     }
     let missing = Function { name: "no_such_function", syscall: 0 };
     let error = result_sites(&elf, missing).unwrap_err();
