@@ -118,7 +118,8 @@ pub mod connection_state {
 
 /// Bits of [`Connection::flags`].
 pub mod connection_flags {
-    /// Not seen being accepted.
+    /// Not seen being accepted: what came before is unknown, so until a request is proven by its method nothing of it
+    /// is reported.
     pub const UNSEEN: u8 = 1 << 0;
     /// A request began here: this is HTTP.
     pub const HTTP: u8 = 1 << 1;

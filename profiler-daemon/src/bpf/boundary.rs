@@ -38,8 +38,7 @@ const PROGRAMS: [(&str, &str); 14] = [
 ];
 
 /// The program in front of the system call of what sends, and the functions that it follows.
-const ENTER: (&str, [&str; 6]) =
-    ("http_enter", ["send", "sendto", "write", "writev", "sendmsg", "sendfile"]);
+const ENTER: (&str, [&str; 6]) = ("http_enter", ["send", "sendto", "write", "writev", "sendmsg", "sendfile"]);
 
 /// Without these no request can be followed at all.
 const REQUIRED: [&str; 4] = ["recv", "send", "accept4", "close"];

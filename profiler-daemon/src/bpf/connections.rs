@@ -6,12 +6,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use profiler_common::{ConnId, connection_key};
+use aya::maps::MapError;
+use profiler_common::{ConnId, Connection, connection_flags, connection_key};
 
-use super::{ConnectionValue, HashOf};
+use super::{ConnectionValue, HashOf, sys};
 
 /// Entries looked at in one go: the map's size.
 const ENTRIES_MAX: usize = 65_536;
+
+/// `BPF_NOEXIST` (include/uapi/linux/bpf.h): only where there is no such entry.
+const BPF_NOEXIST: u64 = 1;
 
 /// The map `CONNECTIONS`; cheap to clone.
 #[derive(Clone)]
@@ -30,6 +34,27 @@ impl Connections {
     pub fn is_open(&self, id: ConnId) -> bool {
         let key = connection_key(id.pid, id.fd);
         self.with(|map| map.get(&key, 0).is_ok_and(|value| value.0.generation == id.generation))
+    }
+
+    /// Lets the kernel side follow a connection that was open before its process was looked at. `None` where it follows
+    /// one on this descriptor already: what it has seen itself is newer.
+    pub fn join(&self, pid: u32, fd: u32) -> Result<Option<ConnId>, MapError> {
+        let id = ConnId { generation: sys::monotonic_ns(), pid, fd };
+        // Everything else is 0: a head is expected next.
+        let value = Connection {
+            generation: id.generation,
+            flags: connection_flags::UNSEEN,
+            ..Connection::default()
+        };
+        let inserted =
+            self.with(|map| map.insert(connection_key(pid, fd), ConnectionValue(value), BPF_NOEXIST));
+        match inserted {
+            Ok(()) => Ok(Some(id)),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes this connection out, unless its descriptor is another one's by now.

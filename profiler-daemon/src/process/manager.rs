@@ -15,13 +15,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use profiler_common::{Target, target_flags};
 
 use super::identity::{self, Identity, ProcessKey};
+use super::joining;
 use super::maps::{self, Mapping, Maps};
 use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
 use super::targets::{Feature, Runtime, TargetInfo, Targets};
 use crate::bpf::{
-    BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeTable, TargetValue, sys,
+    BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeState, ProbeTable, TargetValue, sys,
 };
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
@@ -442,9 +443,12 @@ impl Manager {
         if let Err(error) = self.map.insert(pid, TargetValue(target), 0) {
             self.probes.set(
                 "targets",
-                crate::bpf::ProbeState::Failed { reason: format!("process {pid} was not added: {error}") },
+                ProbeState::Failed { reason: format!("process {pid} was not added: {error}") },
             );
             return true;
+        }
+        if boundary.works && !self.targets.is_live(pid) {
+            self.join_connections(pid);
         }
         (self.tell)(pipeline::Message::Target(who.key));
         let service: Arc<str> = service::name(&who).into();
@@ -463,6 +467,14 @@ impl Manager {
             other_protocols: Vec::new(),
         });
         settled
+    }
+
+    /// Connections that are open already; what cannot be followed is found by its next request, if it is by `recv`.
+    fn join_connections(&self, pid: u32) {
+        if let Err(error) = joining::join(pid, &self.connections) {
+            let reason = format!("open connections of process {pid} were not all added: {error}");
+            self.probes.set("open connections", ProbeState::Failed { reason });
+        }
     }
 
     fn attach_libc(&mut self, pid: u32, maps: &Maps) -> Feature {

@@ -5,6 +5,7 @@
 
 pub mod elf;
 pub mod identity;
+pub mod joining;
 pub mod manager;
 pub mod maps;
 pub mod memory;

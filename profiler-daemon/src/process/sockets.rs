@@ -1,32 +1,32 @@
-//! Which processes listen, and on which ports.
+//! Which processes listen, on which ports, and what is connected to them.
 //!
-//! In: `/proc/net/*` of a process's network namespace and `/proc/PID/fd`. Out: listening TCP ports, and whether it
-//! listens at all (unix sockets included).
+//! In: `/proc/net/*` of a process's network namespace and `/proc/PID/fd`. Out: listening TCP ports, whether a process
+//! listens at all (unix sockets included), and which of its descriptors are connections that came in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 
 /// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listening(HashMap<u64, u16>);
 
-/// Lines read of each table; a host has far fewer sockets that listen.
+const TCP_TABLES: [&str; 2] = ["tcp", "tcp6"];
+/// Lines read of each table; a host has far fewer sockets that listen, and where more are connected, what is missed is
+/// found by its next request.
 const LINES_MAX: usize = 100_000;
 /// Bytes read at a time of a table that is not read to its end.
 const CHUNK: usize = 4096;
-/// Descriptors looked at per process.
+/// Descriptors looked at per process: as many as connections are followed at all.
 const FDS_MAX: usize = 65_536;
 
 impl Listening {
     /// The tables of the network namespace that `pid` is in.
     pub fn of(pid: u32) -> Self {
         let mut found = HashMap::new();
-        for table in ["tcp", "tcp6"] {
-            if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{table}")) {
-                let lines = BufReader::with_capacity(CHUNK, file).lines().map_while(Result::ok);
-                found.extend(listeners(lines));
-            }
+        for table in TCP_TABLES {
+            found.extend(listeners(lines(pid, table)));
         }
         if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/unix")) {
             found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(unix_line));
@@ -39,41 +39,105 @@ impl Listening {
         if self.0.is_empty() {
             return None;
         }
-        let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let mut ports = Vec::new();
-        let mut any = false;
-        for entry in entries.flatten().take(FDS_MAX) {
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            let inode = target
-                .to_str()
-                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
-            if let Some(port) = inode.and_then(|inode| self.0.get(&inode)) {
-                any = true;
-                if *port != 0 {
-                    ports.push(*port);
-                }
-            }
-        }
+        let found: Vec<u16> = sockets(pid).filter_map(|(_, inode)| self.0.get(&inode).copied()).collect();
+        let any = !found.is_empty();
+        let mut ports: Vec<u16> = found.into_iter().filter(|port| *port != 0).collect();
         ports.sort_unstable();
         ports.dedup();
         any.then_some(ports)
     }
 }
 
+/// Descriptors of `pid` that are TCP connections which somebody made to a listening socket of its network namespace,
+/// with their inodes. (The process need not hold that socket itself: descriptors are handed over.)
+pub fn incoming(pid: u32) -> Vec<(u32, u64)> {
+    let mut open: Vec<(u32, u64)> = sockets(pid).collect();
+    let wanted: HashSet<u64> = open.iter().map(|(_, inode)| *inode).collect();
+    let mut found = HashSet::new();
+    for table in TCP_TABLES {
+        if found.len() < wanted.len() {
+            found.extend(accepted(lines(pid, table), &wanted));
+        }
+    }
+    open.retain(|(_, inode)| found.contains(inode));
+    open
+}
+
+/// The inode of the socket that a descriptor is.
+pub fn inode(pid: u32, fd: u32) -> Option<u64> {
+    socket_inode(Path::new(&format!("/proc/{pid}/fd/{fd}")))
+}
+
+/// Descriptors of `pid` that are sockets, with their inodes.
+fn sockets(pid: u32) -> impl Iterator<Item = (u32, u64)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.take(FDS_MAX).filter_map(|entry| {
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        Some((fd, socket_inode(&entry.path())?))
+    })
+}
+
+fn socket_inode(descriptor: &Path) -> Option<u64> {
+    let target = fs::read_link(descriptor).ok()?;
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The lines of a table below its head.
+fn lines(pid: u32, table: &str) -> impl Iterator<Item = String> {
+    let file = fs::File::open(format!("/proc/{pid}/net/{table}")).ok();
+    let lines = file.into_iter().flat_map(|file| BufReader::with_capacity(CHUNK, file).lines());
+    lines.map_while(Result::ok).skip(1).take(LINES_MAX)
+}
+
 /// The listening sockets of a table. They come before all others, so the rest, which on a busy host are tens of
 /// thousands of connections that the kernel is slow to list, stays unread.
 fn listeners(lines: impl Iterator<Item = String>) -> impl Iterator<Item = (u64, u16)> {
-    lines.skip(1).take(LINES_MAX).map_while(|line| tcp_line(&line))
+    lines.map_while(|line| {
+        let row = tcp_line(&line)?;
+        (row.state == LISTEN).then_some((row.inode, row.port))
+    })
 }
 
-/// `/proc/net/tcp` (Documentation/networking/proc_net_tcp.rst): `sl local rem st … inode`; state 0A is LISTEN.
-fn tcp_line(line: &str) -> Option<(u64, u16)> {
+/// Those of the `wanted` sockets that are connected and whose own end is one that is listened on. A connection that the
+/// process made itself has a port of its own there.
+fn accepted(lines: impl Iterator<Item = String>, wanted: &HashSet<u64>) -> Vec<u64> {
+    let mut ends: HashSet<(String, u16)> = HashSet::new();
+    let mut found = Vec::new();
+    for line in lines {
+        let Some(row) = tcp_line(&line) else { continue };
+        if row.state == LISTEN {
+            ends.insert((row.address.to_owned(), row.port));
+        } else if row.state == ESTABLISHED && wanted.contains(&row.inode) {
+            let any = "0".repeat(row.address.len());
+            if ends.contains(&(row.address.to_owned(), row.port)) || ends.contains(&(any, row.port)) {
+                found.push(row.inode);
+            }
+        }
+    }
+    found
+}
+
+/// States of a line (include/net/tcp_states.h).
+const ESTABLISHED: &str = "01";
+const LISTEN: &str = "0A";
+
+/// One socket.
+#[derive(Debug, PartialEq, Eq)]
+struct Row<'a> {
+    /// The local address, in hexadecimal.
+    address: &'a str,
+    port: u16,
+    state: &'a str,
+    inode: u64,
+}
+
+/// `/proc/net/tcp` (Documentation/networking/proc_net_tcp.rst): `sl local rem st … inode`.
+fn tcp_line(line: &str) -> Option<Row<'_>> {
     let mut fields = line.split_whitespace();
-    let local = fields.nth(1)?;
+    let (address, port) = fields.nth(1)?.rsplit_once(':')?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?.parse().ok()?;
-    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-    (state == "0A").then_some((inode, port))
+    Some(Row { address, port: u16::from_str_radix(port, 16).ok()?, state, inode })
 }
 
 /// `/proc/net/unix`: `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 is `SO_ACCEPTCON`.
@@ -91,8 +155,9 @@ mod tests {
     #[test]
     fn tables_are_read() {
         let line = "   0: 0100007F:26F9 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20715 1 0";
-        assert_eq!(tcp_line(line), Some((20715, 9977)));
-        assert_eq!(tcp_line(&line.replace(" 0A ", " 01 ")), None);
+        let row = Row { address: "0100007F", port: 9977, state: LISTEN, inode: 20715 };
+        assert_eq!(tcp_line(line), Some(row));
+        assert_eq!(tcp_line("garbage"), None);
         let line = "0000000000000000: 00000002 00000000 00010000 0001 01 19123 /run/app.sock";
         assert_eq!(unix_line(line), Some((19123, 0)));
         assert_eq!(unix_line("garbage"), None);
@@ -105,10 +170,53 @@ mod tests {
                 "   0: 0100007F:26F9 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1 0"
             )
         };
-        let table = ["head".to_owned(), line("0A", 1), line("0A", 2), line("01", 3), line("06", 0)];
+        let table = [line("0A", 1), line("0A", 2), line("01", 3), line("06", 0)];
         let mut rest = table.into_iter();
         assert_eq!(listeners(rest.by_ref()).collect::<Vec<_>>(), [(1, 9977), (2, 9977)]);
         assert_eq!(rest.count(), 1, "the last line was not looked at");
+    }
+
+    #[test]
+    fn what_came_in_is_told_from_what_went_out() {
+        let line = |local: &str, state: &str, inode: u32| {
+            format!(
+                "0: {local} 0100007F:9999 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1"
+            )
+        };
+        let table = [
+            line("0100007F:1F90", "0A", 1),
+            line("00000000:1F91", "0A", 2),
+            line("0100007F:1F90", "01", 3),
+            line("0200007F:1F91", "01", 4),
+            line("0200007F:1F90", "01", 5), // the port, but not the address
+            line("0100007F:A000", "01", 6), // a port that nobody listens on
+            line("0100007F:1F90", "06", 7), // over
+            line("0100007F:1F90", "01", 8), // another process's
+        ];
+        assert_eq!(accepted(table.into_iter(), &(1..8).collect()), [3, 4]);
+    }
+
+    #[test]
+    fn our_own_accepted_connections_are_found() {
+        use std::net::{TcpListener, TcpStream};
+        use std::os::fd::AsRawFd;
+        let me = std::process::id();
+        for address in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else {
+                eprintln!("SKIPPED {address}: cannot be bound here");
+                continue;
+            };
+            let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let found = incoming(me);
+            let fds = |fd: i32| found.iter().filter(|(f, _)| *f == fd as u32).count();
+            assert_eq!(fds(server.as_raw_fd()), 1, "{address}: {found:?}");
+            assert_eq!(fds(client.as_raw_fd()) + fds(listener.as_raw_fd()), 0, "{address}: {found:?}");
+            let (fd, inode) = found[found.iter().position(|(f, _)| *f == server.as_raw_fd() as u32).unwrap()];
+            assert_eq!(super::inode(me, fd), Some(inode));
+            assert_ne!(super::inode(me, client.as_raw_fd() as u32), Some(inode));
+        }
+        assert_eq!(super::inode(me, u32::MAX), None);
     }
 
     #[test]

@@ -69,6 +69,12 @@ impl Client {
         Self { port, stream: None, unread: Vec::new() }
     }
 
+    /// One that goes on with a connection.
+    pub fn on(stream: TcpStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { port: stream.peer_addr()?.port(), stream: Some(stream), unread: Vec::new() })
+    }
+
     /// Sends a request and reads the whole answer. After an error the next request has a new connection.
     pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Exchange> {
         let mut message = format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\n", self.port);

@@ -312,6 +312,9 @@ fn ended(flow: &Flow, conn: &mut Connection, result: i64) -> u32 {
     if result == -EAGAIN || result == -EINTR || (result == 0 && flow.direction == DIR_OUT) {
         return 0;
     }
+    if piece::unproven(conn) {
+        return 0; // the daemon has not heard of it
+    }
     if flow.direction == DIR_IN
         && conn.in_state != connection_state::BODY
         && conn.in_state != connection_state::HEAD
@@ -471,11 +474,12 @@ pub fn close(ctx: &ProbeContext) -> u32 {
     let key = connection_key(ids.pid, fd);
     let Some(conn) = CONNECTIONS.get_ptr_mut(key) else { return 0 };
     // SAFETY: a live map value.
-    let (generation, missing, ignored) =
-        unsafe { ((*conn).generation, (*conn).lost, (*conn).flags & connection_flags::IGNORED != 0) };
+    let conn = unsafe { &*conn };
+    let (generation, missing) = (conn.generation, conn.lost);
+    let silent = conn.flags & connection_flags::IGNORED != 0 || piece::unproven(conn);
     let _ = CONNECTIONS.remove(key);
     deactivate(ids.tid, key);
-    if ignored {
+    if silent {
         return 0;
     }
     let mut head = header(Kind::Close, ids, now());

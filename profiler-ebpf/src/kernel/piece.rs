@@ -7,7 +7,9 @@ use profiler_common::{
     Active, ConnId, Connection, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, connection_flags,
     connection_state, flags,
 };
-use profiler_ebpf::head::{empty_lines, first_mark, may_begin_request, may_begin_response};
+use profiler_ebpf::head::{
+    begins_known_method, empty_lines, first_mark, may_begin_request, may_begin_response,
+};
 
 use super::{
     maps::{ACTIVE, EVENTS, QUIET, count},
@@ -43,6 +45,9 @@ pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: b
     let first = first_bytes(address, left);
     let mut bits = 0u16;
     let capture = if flow.direction == DIR_IN {
+        if unproven(conn) && (left < 4 || !begins_known_method(first as u32)) {
+            return left; // the rest of something whose beginning was not seen
+        }
         begin_in(conn, first, left, &mut bits)
     } else {
         if conn.flags & connection_flags::HTTP == 0 {
@@ -70,6 +75,12 @@ pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: b
     } else {
         with_room::<LARGE>(flow, conn, address, left, first, bits, last)
     }
+}
+
+/// Whether the connection was open before it was looked at, and has carried nothing since that proves it to be HTTP.
+#[inline(always)]
+pub fn unproven(conn: &Connection) -> bool {
+    conn.flags & (connection_flags::UNSEEN | connection_flags::HTTP) == connection_flags::UNSEEN
 }
 
 /// The first bytes, at most eight, in the low bytes.

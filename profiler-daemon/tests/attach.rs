@@ -1,0 +1,124 @@
+//! What was going on before the daemon came: connections that are open and requests that are under way.
+//!
+//! The server reads with `read` or `readv`, where a descriptor says nothing about being a connection.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use support::http::{Client, Exchange};
+use support::process::{Group, free_port};
+use support::{Daemon, Python, wait_for};
+
+/// The server; ends with this value.
+struct Reader {
+    port: u16,
+    group: Group,
+}
+
+impl Reader {
+    fn start(python: &Python, call: &str) -> Self {
+        let port = free_port();
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/reader/reader.py");
+        let mut command = Command::new(&python.program);
+        command.arg(program).args([&port.to_string(), call]).stdin(Stdio::null()).stdout(Stdio::null());
+        let group = Group::spawn(&mut command);
+        wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
+        Self { port, group }
+    }
+
+    fn daemon(&self) -> Daemon {
+        Daemon::start(&["--pid", &self.group.pid().to_string()])
+    }
+}
+
+#[track_caller]
+fn ask(client: &mut Client, method: &str, target: &str, body: &[u8]) -> Exchange {
+    let answer = client.request(method, target, body).unwrap_or_else(|e| panic!("{target}: {e}"));
+    assert_eq!(answer.status, 200, "{target}");
+    assert_eq!(answer.text(), format!("{}\n", body.len()), "{target}");
+    answer
+}
+
+/// These requests were recorded exactly, and nothing else was.
+#[track_caller]
+fn recorded(daemon: &Daemon, exchanges: &[Exchange]) {
+    let records = daemon.records_by_path("", exchanges.len());
+    assert_eq!(records.len(), exchanges.len(), "{records:#?}");
+    for exchange in exchanges {
+        let record = &records[exchange.path()];
+        let about = format!("{record:#}\n{exchange:?}");
+        assert_eq!(record["method"], exchange.method, "{about}");
+        assert_eq!(record["status"], exchange.status, "{about}");
+        assert_eq!(record["outcome"], "complete", "{about}");
+        assert_eq!(record["request_bytes"], exchange.sent, "{about}");
+        assert_eq!(record["response_bytes"], exchange.received, "{about}");
+    }
+    let status = daemon.status();
+    for (place, count) in status["lost"].as_object().expect("an object") {
+        assert_eq!(count, 0, "lost at {place}: {status:#}");
+    }
+}
+
+const CALLS: [&str; 2] = ["read", "readv"];
+
+#[test]
+fn requests_on_a_connection_that_was_open_are_recorded() {
+    let name = "requests_on_a_connection_that_was_open_are_recorded";
+    let Some(python) = support::any_python(name) else { return };
+    for call in CALLS {
+        let server = Reader::start(&python, call);
+        let (mut used, mut unused) = (Client::new(server.port), Client::new(server.port));
+        ask(&mut used, "GET", "/before/1", b"");
+        ask(&mut unused, "GET", "/before/2", b"");
+        let daemon = server.daemon();
+        let mut done: Vec<Exchange> = Vec::new();
+        for number in 0..10 {
+            done.push(ask(&mut used, "GET", &format!("/get/{number}"), b""));
+            done.push(ask(&mut used, "POST", &format!("/post/{number}"), &vec![b'x'; 1000 * number]));
+        }
+        // One that rested longer, and one that came later.
+        done.push(ask(&mut unused, "GET", "/get/rested", b""));
+        done.push(ask(&mut Client::new(server.port), "GET", "/get/later", b""));
+        recorded(&daemon, &done);
+    }
+}
+
+/// The rest of a request that began before is none itself, even where it begins with an upper-case word or a method,
+/// and its answer is nobody's.
+#[test]
+fn a_request_that_was_under_way_is_not_taken_for_another() {
+    let name = "a_request_that_was_under_way_is_not_taken_for_another";
+    let Some(python) = support::any_python(name) else { return };
+    for (call, rest) in [("read", "ANOTHER / HTTP/1.1\r\nHost: x\r\n\r\n"), ("readv", "POSTAL CODE\r\n")] {
+        let server = Reader::start(&python, call);
+        let begun = "BEGUN ";
+        let length = begun.len() + rest.len();
+        let head = format!("POST /under/way HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{begun}");
+        let mut raw = TcpStream::connect(("127.0.0.1", server.port)).expect("a connection");
+        raw.write_all(head.as_bytes()).expect("sent");
+        // The rest is to be a piece of its own.
+        wait_for("the server to read", || (unread(&raw) == Some(0)).then_some(()));
+        let daemon = server.daemon();
+        let mut client = Client::on(raw).expect("a connection");
+        let answer = client.send("POST", "/under/way", rest.as_bytes()).expect("the answer");
+        assert_eq!(answer.text(), format!("{length}\n"));
+        let done: Vec<Exchange> =
+            (0..5).map(|number| ask(&mut client, "GET", &format!("/get/{number}"), b"")).collect();
+        recorded(&daemon, &done);
+    }
+}
+
+/// Bytes that wait at the other end of a connection of this machine: `/proc/net/tcp` lists, in hexadecimal,
+/// `sl local rem st tx_queue:rx_queue`.
+fn unread(stream: &TcpStream) -> Option<u64> {
+    let port = |address: std::net::SocketAddr| format!("0100007F:{:04X}", address.port());
+    let (here, there) = (port(stream.local_addr().ok()?), port(stream.peer_addr().ok()?));
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.get(1) == Some(&&*there) && row.get(2) == Some(&&*here))?;
+    u64::from_str_radix(row.get(4)?.split(':').nth(1)?, 16).ok()
+}
