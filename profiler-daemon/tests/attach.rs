@@ -93,7 +93,12 @@ fn requests_on_a_connection_that_was_open_are_recorded() {
 fn a_request_that_was_under_way_is_not_taken_for_another() {
     let name = "a_request_that_was_under_way_is_not_taken_for_another";
     let Some(python) = support::any_python(name) else { return };
-    for (call, rest) in [("read", "ANOTHER / HTTP/1.1\r\nHost: x\r\n\r\n"), ("readv", "POSTAL CODE\r\n")] {
+    let cases = [
+        ("read", "and the rest of it\n"),
+        ("readv", "ANOTHER / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("read", "POSTAL CODE\r\n"),
+    ];
+    for (call, rest) in cases {
         let server = Reader::start(&python, call);
         let begun = "BEGUN ";
         let length = begun.len() + rest.len();

@@ -106,8 +106,8 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         }
         Err(error) => {
             let reason = format!(
-                "{error}; without them Python frames are not read and forked workers are found by scanning only. \
-                 Remedy: a kernel built with CONFIG_DEBUG_INFO_BTF"
+                "{error}; without them Python frames are not read, forked workers are found by scanning only, and a \
+                 response ends when its last write returns. Remedy: a kernel built with CONFIG_DEBUG_INFO_BTF"
             );
             probes.set("kernel types", ProbeState::Disabled { reason });
             (KernelOffsets::default(), false)

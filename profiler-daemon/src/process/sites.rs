@@ -61,7 +61,7 @@ pub enum Reason {
     WrongNumber,
     #[error("a system call is not followed by an emulated jump with the arguments intact")]
     NoJump,
-    #[error("no emulated instruction comes before the arguments are overwritten")]
+    #[error("no emulated instruction comes before its arguments are overwritten or its system call")]
     Overwritten,
 }
 
