@@ -25,6 +25,8 @@ impl Engine {
             return;
         }
         let (place, tail) = (thread.place, thread.tail);
+        // What its mark stands for is over, though nobody waits for its tail any more.
+        let done = thread.open.is_empty();
         let current = place.and_then(|place| {
             let conn = self.connections.get(&place.0)?.get(&place.1)?;
             let seq = conn.machine.current()?.seq;
@@ -56,6 +58,7 @@ impl Engine {
                     finished.lost += lost;
                     self.counters.samples_after_response += 1;
                 }
+                None if done => self.counters.samples_after_response += 1,
                 None => self.counters.samples_unknown += 1,
             },
         }

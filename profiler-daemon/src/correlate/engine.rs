@@ -332,6 +332,9 @@ impl Engine {
         if let Some(request) = self.open.remove(&key) {
             if let Some(thread) = self.threads.get_mut(&request.tid) {
                 thread.forget(key);
+                if thread.open.is_empty() {
+                    thread.activation = 0; // what the mark stood for was nothing
+                }
             }
             self.counters.samples_attributed -= request.samples;
             self.counters.samples_revoked += request.samples;

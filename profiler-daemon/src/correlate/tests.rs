@@ -73,6 +73,24 @@ fn no_time_runs_backwards() {
     assert_eq!(stage.times("/c"), (Some(1_000), 1_000));
 }
 
+/// A thread keeps its mark until it begins something else, however long that takes and whoever has the connection by
+/// then: what it does meanwhile is known to belong to no request.
+#[test]
+fn a_thread_that_rests_works_for_nothing_that_is_unknown() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 2).output(1, 10, 5, OK).samples(1, 10, 1);
+    stage.wait(300_000_000).samples(1, 10, 4);
+    stage.request(1, 11, 5, "/b").samples(1, 10, 8).output(1, 11, 5, OK);
+    stage.close(1, 11, 5).samples(1, 10, 16);
+    stage.gives(&["/a Complete 2 after 1", "/b Complete 0 after 0"]);
+    assert_eq!(stage.counters().samples_after_response, 1 + 4 + 8 + 16);
+    assert_eq!(stage.counters().samples_unknown, 0);
+    // A mark of which nothing is known is another matter.
+    stage.samples_as(1, 10, 77, 1);
+    assert_eq!(stage.counters().samples_unknown, 1);
+}
+
 #[test]
 fn two_threads_at_once() {
     let mut stage = Stage::new();
