@@ -6,34 +6,10 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
 use support::http::{Client, Exchange};
-use support::process::{Group, free_port};
-use support::{Daemon, Python, wait_for};
-
-/// The server; ends with this value.
-struct Reader {
-    port: u16,
-    group: Group,
-}
-
-impl Reader {
-    fn start(python: &Python, call: &str) -> Self {
-        let port = free_port();
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/reader/reader.py");
-        let mut command = Command::new(&python.program);
-        command.arg(program).args([&port.to_string(), call]).stdin(Stdio::null()).stdout(Stdio::null());
-        let group = Group::spawn(&mut command);
-        wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-        Self { port, group }
-    }
-
-    fn daemon(&self) -> Daemon {
-        Daemon::start(&["--pid", &self.group.pid().to_string()])
-    }
-}
+use support::reader::Reader;
+use support::{Daemon, wait_for};
 
 #[track_caller]
 fn ask(client: &mut Client, method: &str, target: &str, body: &[u8]) -> Exchange {

@@ -15,6 +15,7 @@ pub mod http;
 pub mod load;
 pub mod process;
 pub mod python;
+pub mod reader;
 pub mod tree;
 
 pub use daemon::Daemon;

@@ -3,8 +3,8 @@
     python reader.py PORT read|readv
 
 It keeps every connection, serves each in a thread of its own, and answers every request with 200 and the number of
-bytes of its body. What it reads arrives in the pieces that the client sent it in, as far as the kernel keeps them
-apart.
+bytes of its body; a request for /large with 4 MiB in one write, which has to wait for the client to read. What it reads
+arrives in the pieces that the client sent it in, as far as the kernel keeps them apart.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 import threading
 
 PIECE = 65_536
+LARGE = b"x" * (4 << 20)
 
 
 def read(fd):
@@ -48,12 +49,14 @@ def serve(connection, receive):
         while len(pending) < length:
             pending += receive(fd)
         pending = pending[length:]
-        body = b"%d\n" % length
+        body = LARGE if head.startswith(b"GET /large ") else b"%d\n" % length
         os.write(fd, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
 def main(port, receive):
     listener = socket.create_server(("127.0.0.1", port))
+    # Inherited by what is accepted: a large answer does not fit.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=serve, args=(connection, receive), daemon=True).start()
