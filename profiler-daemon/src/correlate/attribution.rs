@@ -21,7 +21,10 @@ impl Engine {
             return;
         }
         if thread.activation != sample.activation || thread.pid != sample.header.pid {
-            self.counters.samples_unknown += 1;
+            match thread.had_done(sample.activation, sample.header.time) {
+                true => self.counters.samples_after_response += 1,
+                false => self.counters.samples_unknown += 1,
+            }
             return;
         }
         let (place, tail) = (thread.place, thread.tail);

@@ -364,9 +364,7 @@ impl Engine {
         if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {
             let thread = self.threads.entry(tid).or_default();
             thread.pid = place.0;
-            (thread.activation, thread.place) = (activation, Some(place));
-            thread.began = time;
-            thread.open.push(key);
+            thread.begin(activation, place, key, time);
         } else {
             self.counters.refused += 1;
             attributed = false;

@@ -92,6 +92,21 @@ fn a_thread_that_rests_works_for_nothing_that_is_unknown() {
 }
 
 #[test]
+fn a_sample_on_the_threshold_of_a_request_belongs_to_what_was_before() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.request(1, 10, 5, "/a").output(1, 10, 5, OK);
+    stage.request_interrupted(1, 10, 6, "/b").samples(1, 10, 2).output(1, 10, 6, OK);
+    stage.close(1, 10, 6);
+    stage.gives(&["/a Complete 0 after 0", "/b Complete 2 after 0"]);
+    let counters = stage.counters();
+    assert_eq!((counters.samples_after_response, counters.samples_unknown), (1, 0));
+    // What it did before is not done: nobody can say.
+    stage.request(1, 11, 5, "/c").request_interrupted(1, 11, 6, "/d");
+    assert_eq!(stage.counters().samples_unknown, 1);
+}
+
+#[test]
 fn two_threads_at_once() {
     let mut stage = Stage::new();
     stage.accept(1, 5).accept(1, 6);

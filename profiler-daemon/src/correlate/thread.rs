@@ -13,6 +13,8 @@ pub struct Thread {
     pub pid: u32,
     /// The kernel side's mark of what it works on; 0 = nothing.
     pub activation: u64,
+    /// The mark before that one.
+    pub before: u64,
     /// The connection that mark came from.
     pub place: Option<Place>,
     /// Requests it began that are not finished.
@@ -26,6 +28,21 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// Begins a request at `time` under this mark; pipelined ones share it.
+    pub fn begin(&mut self, activation: u64, place: Place, key: RequestKey, time: u64) {
+        if self.activation != activation {
+            self.before = self.activation;
+        }
+        (self.activation, self.place, self.began) = (activation, Some(place), time);
+        self.open.push(key);
+    }
+
+    /// Whether a mark seen at `time` is of what it did before it began its one open request, and is done. The clock may
+    /// interrupt the kernel side when the request's record has its place in the ring and the thread not yet its mark.
+    pub fn had_done(&self, activation: u64, time: u64) -> bool {
+        activation == self.before && time < self.began && self.open.len() == 1
+    }
+
     pub fn forget(&mut self, key: RequestKey) {
         self.open.retain(|open| *open != key);
     }

@@ -146,6 +146,15 @@ impl Stage {
         self.event(&Event::Data { data, captured: bytes.as_bytes() })
     }
 
+    /// As `request`, but the clock interrupts between its record and its mark, and the sample's record comes second.
+    pub fn request_interrupted(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        let mark = self.mark(tid);
+        let header = self.header(pid, tid);
+        self.request(pid, tid, fd, path);
+        let sample = Sample { header, activation: mark, ..Sample::default() };
+        self.event(&Event::Sample(SampleEvent::bare(sample)))
+    }
+
     /// Received bytes that are not captured.
     pub fn hidden(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str) -> &mut Self {
         let data = self.data(pid, tid, fd, false, bytes, 0);
