@@ -418,9 +418,13 @@ fn text(row: &Value, name: &str) -> String {
     }
 }
 
-/// Nanoseconds for people, always with a unit and one decimal place.
+/// A duration in nanoseconds as a cell: unknown is a dash.
 fn duration(ns: Option<&Value>) -> String {
-    let Some(ns) = ns.and_then(Value::as_f64) else { return "-".to_owned() };
+    ns.and_then(Value::as_f64).map_or_else(|| "-".to_owned(), nanoseconds)
+}
+
+/// Nanoseconds for people, always with a unit and one decimal place.
+pub fn nanoseconds(ns: f64) -> String {
     match ns {
         1e9.. => format!("{:.1} s", ns / 1e9),
         1e6.. => format!("{:.1} ms", ns / 1e6),

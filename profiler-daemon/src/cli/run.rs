@@ -274,7 +274,7 @@ impl Summary {
             let at = |q: f64| {
                 let last = route.durations.len().saturating_sub(1);
                 let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
-                format!("{:.1} ms", ns as f64 / 1e6)
+                client::nanoseconds(ns as f64)
             };
             rows.push(vec![
                 service.clone(),
@@ -406,4 +406,22 @@ pub fn replay(file: &Path) -> Result<ExitCode, CliError> {
     .map_err(failed)?;
     let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
     output::stdout(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_reads_like_the_other_tables() {
+        let mut route = RouteSummary { count: 3, samples: 160, ..RouteSummary::default() };
+        route.durations = vec![1_604_200_000, 850_000, 12_340_000];
+        let mut summary = Summary::default();
+        summary.routes.insert(("shop".into(), "/reports/{id}".into()), route);
+        let expected = "\
+service  route          count  errors      p50    p95    p99  samples
+shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160
+";
+        assert_eq!(summary.table(), expected);
+    }
 }
