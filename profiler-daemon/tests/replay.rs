@@ -259,7 +259,7 @@ fn samples_are_where_they_belong(path: &Path) {
         reader.record(&bytes);
     }
     assert_eq!(reader.undecodable, 0);
-    reader.end();
+    reader.end(0);
     let (mut given, mut paths) = (Vec::new(), HashMap::<RequestKey, String>::new());
     for message in messages.try_iter().flatten() {
         match message {

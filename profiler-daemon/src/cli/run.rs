@@ -13,7 +13,7 @@ use super::{CliError, ExitCode, client, output};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::ProfileDir;
 use crate::pipeline::{FileExporter, Stats};
-use crate::record::{Outcome, RequestRecord};
+use crate::record::RequestRecord;
 use crate::serve;
 use crate::session::{Outputs, Session, StartError};
 use crate::store::{self, Store};
@@ -259,8 +259,8 @@ impl Summary {
         self.profiles += u64::from(profile);
         let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
         route.count += 1;
-        let failed = record.status.is_some_and(|s| s >= 500) || record.outcome != Outcome::Complete;
-        route.errors += u64::from(failed);
+        // As the routes of a running daemon count them.
+        route.errors += u64::from(record.status.is_some_and(|s| s >= 500));
         route.samples += record.samples;
         if route.durations.len() < DURATIONS_MAX {
             route.durations.push(record.duration_ns);

@@ -174,11 +174,21 @@ impl Engine {
         self.end_process(pid, now, sink);
     }
 
-    /// The end of a recording or of the daemon: what looks over is, what is open is given up.
-    pub fn finish(&mut self, sink: Sink<'_>) {
-        let places: Vec<Place> = self.open.values().map(|request| request.place).collect();
-        for place in places {
-            self.drive(place, 0, sink, |machine, events| machine.flush(events));
+    /// The end of a recording or of the daemon: what looks over is, what is open is recorded as far as it went.
+    /// `whole`: no record was lost. Else a request may be open because its end was lost, which the next record of its
+    /// connection would have told, and what its thread did since is not its own.
+    pub fn finish(&mut self, now: u64, whole: bool, sink: Sink<'_>) {
+        let open: Vec<(RequestKey, Place)> =
+            self.open.iter().map(|(key, request)| (*key, request.place)).collect();
+        for (_, place) in &open {
+            self.drive(*place, 0, sink, |machine, events| machine.flush(events));
+        }
+        // All of a connection's before the first of them ends.
+        for (key, _) in open.iter().filter(|_| !whole) {
+            self.revoke(*key, sink);
+        }
+        for (_, place) in open {
+            self.drive(place, 0, sink, |machine, events| machine.stop(now, events));
         }
         let trailing: Vec<RequestKey> = self.trailing.keys().copied().collect();
         for key in trailing {

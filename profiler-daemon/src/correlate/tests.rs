@@ -5,8 +5,8 @@ mod stage;
 
 use profiler_common::flags;
 
-use super::ProcessEvent;
 use super::http::note;
+use super::{Finished, ProcessEvent};
 use crate::record::Outcome;
 use stage::{CHUNKED, GET, OK, Stage};
 
@@ -269,7 +269,42 @@ fn the_end_of_a_recording_ends_what_looks_over() {
     stage.request(1, 10, 5, "/a").output(1, 10, 5, CHUNKED).output(1, 10, 5, "0\r\n\r\n");
     stage.request(1, 11, 6, "/b").samples(1, 11, 1);
     stage.finish();
-    stage.gives(&["/a Complete 0 after 0"]);
+    stage.gives(&["/a Complete 0 after 0", "/b Incomplete 1 after 0"]);
+}
+
+/// What is open when profiling stops has a record that says so, and its samples: nothing vanishes.
+#[test]
+fn the_end_of_profiling_ends_what_is_open() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6).accept(1, 7).accept(1, 8);
+    stage.request(1, 10, 5, "/waits").samples(1, 10, 2);
+    stage.request(1, 11, 6, "/answers").output(1, 11, 6, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
+    stage.request(1, 12, 7, "/first").pipelined(1, 12, 7, "/second");
+    stage.input(1, 13, 8, "GET /partial HTTP/1.1\r\n", flags::NEW_ACTIVATION);
+    stage.wait(1_000_000_000).finish();
+    stage.gives(&[
+        "/waits Incomplete 2 after 0",
+        "/answers Incomplete 0 after 0",
+        "/first Incomplete 0 after 0",
+        "/second Incomplete 0 after 0",
+        "/partial Incomplete 0 after 0",
+    ]);
+    assert!(stage.finished.iter().all(|done| done.exchange.note == Some(note::STOPPED)));
+    // Whoever waited had waited until then; of an answer the last byte seen is what is known.
+    let end = stage.time;
+    let until_then = |done: &&Finished| done.exchange.end == end;
+    assert_eq!(stage.finished.iter().filter(until_then).count(), 4);
+    assert_eq!(stage.engine.open_requests(), 0);
+}
+
+/// The end of a request was lost, nothing that follows tells, and the thread went on.
+#[test]
+fn the_end_of_profiling_trusts_nothing_open_after_a_loss() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).lose(1, 5).samples(1, 10, 2).finish();
+    stage.gives(&["/a Incomplete none"]);
+    assert_eq!(stage.counters().samples_revoked, 3);
 }
 
 /// A write that fails because of what is to be written does not end the connection; one on a broken one does.

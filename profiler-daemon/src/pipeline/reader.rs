@@ -154,7 +154,7 @@ impl Reader {
                 std::thread::sleep(POLL);
             }
         }
-        self.end();
+        self.end(sys::monotonic_ns());
     }
 
     /// Handles one raw record.
@@ -212,11 +212,13 @@ impl Reader {
         self.out.send(std::mem::take(&mut self.batch)).is_ok()
     }
 
-    /// Ends all requests that wait for their tail.
-    pub fn end(mut self) {
+    /// Ends all requests: those that wait for their tail, and those that are open.
+    pub fn end(mut self, now: u64) {
+        // A recording does not say what was lost at its end.
+        let whole = self.loss.as_ref().is_some_and(|loss| loss.records() == 0);
         let mut route = route!(self);
-        self.engine.finish(&mut |output| route.output(output));
-        self.tick(0);
+        self.engine.finish(now, whole, &mut |output| route.output(output));
+        self.tick(now);
         self.flush();
     }
 

@@ -101,6 +101,12 @@ impl Run {
         self.act(|connection, sink| connection.exit(time, sink))
     }
 
+    fn stop(&mut self) -> &mut Self {
+        self.time += 10;
+        let time = self.time;
+        self.act(|connection, sink| connection.stop(time, sink))
+    }
+
     fn idle(&mut self) -> &mut Self {
         self.act(Connection::idle)
     }
@@ -249,13 +255,17 @@ fn body_until_close() {
     assert!(run.done[0].streaming);
     start().reset().gives(&["GET /s 200 aborted 10..40"]);
     start().exit().gives(&["GET /s 200 exit 10..40"]);
+    start().stop().gives(&["GET /s 200 incomplete 10..40"]);
 }
 
 #[test]
 fn connection_ends_early() {
-    for (end, outcome) in
-        [(Run::close as fn(&mut Run) -> &mut Run, "aborted"), (Run::reset, "aborted"), (Run::exit, "exit")]
-    {
+    for (end, outcome) in [
+        (Run::close as fn(&mut Run) -> &mut Run, "aborted"),
+        (Run::reset, "aborted"),
+        (Run::exit, "exit"),
+        (Run::stop, "incomplete"),
+    ] {
         let mut run = Run::new();
         end(run.input(GET)).gives(&[&format!("GET /a - {outcome} 10..20")]);
         let mut run = Run::new();
