@@ -44,6 +44,8 @@ pub enum Message {
         pid: u32,
         done: Sender<()>,
     },
+    /// Process events were dropped: look for what they would have told.
+    Rescan,
     Stop,
 }
 
@@ -208,6 +210,7 @@ impl Manager {
                 // Whoever asked may have gone; that is its business.
                 let _ = done.send(());
             }
+            Message::Rescan => self.rescan(),
             Message::Stop => {}
         }
     }
@@ -240,6 +243,31 @@ impl Manager {
             self.scanned.insert(pid, key);
         }
         self.listening = listening;
+    }
+
+    /// Makes up for events that did not come: ends, children that the kernel side follows already, new programs (which
+    /// may be in the same file), and whatever else a full scan finds.
+    fn rescan(&mut self) {
+        self.bury();
+        let entries: Vec<(u32, TargetValue)> = self.map.iter().flatten().collect();
+        for (pid, target) in entries {
+            let followed = target.0.flags & target_flags::HTTP != 0;
+            if !followed || self.targets.is_live(pid) || self.pending.contains_key(&pid) {
+                continue;
+            }
+            if let Ok(who) = identity::read(pid) {
+                self.fork(who.ppid, pid);
+            }
+        }
+        for info in self.targets.list() {
+            if let Ok(who) = identity::read(info.pid)
+                && !self.make_target(who, info.ports.clone())
+            {
+                self.wait_for(info.key);
+            }
+        }
+        self.scans = 0;
+        self.scan();
     }
 
     /// Targets that ended without an event.
