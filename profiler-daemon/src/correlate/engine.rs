@@ -148,9 +148,9 @@ impl Engine {
         }
     }
 
-    /// Called every [`AUDIT_EVERY`] for a while after records were lost: closes the connections whose close was among
-    /// them. `is_open` asks the kernel side. A connection has to be missing twice, because what was written just
-    /// before the question may still be on its way.
+    /// Called now and then, at least [`AUDIT_EVERY`] apart: closes the connections whose close did not reach us, because
+    /// its record was lost, or because what closed them says nothing (`dup2`, `close_range`). `is_open` knows better. A
+    /// connection has to be missing twice, because what was written just before the question may still be on its way.
     pub fn audit(&mut self, now: u64, is_open: &dyn Fn(ConnId) -> bool, sink: Sink<'_>) {
         let mut gone = Vec::new();
         for (&pid, fds) in &mut self.connections {
@@ -159,13 +159,14 @@ impl Engine {
                 let missing = now.saturating_sub(last) > IDLE_AFTER
                     && !is_open(ConnId { generation: conn.generation, pid, fd });
                 if missing && conn.missing {
-                    gone.push(((pid, fd), last));
+                    gone.push((ConnId { generation: conn.generation, pid, fd }, last));
                 }
                 conn.missing = missing;
             }
         }
-        for (place, last) in gone {
-            self.close_place(place, last, true, sink);
+        for (id, last) in gone {
+            self.close_place((id.pid, id.fd), last, true, sink);
+            sink(Output::Left(id));
         }
     }
 

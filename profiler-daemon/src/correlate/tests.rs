@@ -307,6 +307,47 @@ fn the_end_of_profiling_trusts_nothing_open_after_a_loss() {
     assert_eq!(stage.counters().samples_revoked, 3);
 }
 
+/// A close that reached nobody. One that is still open, one that is not silent and one that is missing only once stay.
+#[test]
+fn an_audit_closes_what_is_gone() {
+    let mut stage = Stage::new();
+    for fd in 5..=8 {
+        stage.accept(1, fd);
+    }
+    stage.request(1, 10, 5, "/gone").samples(1, 10, 1).request(1, 11, 6, "/open").samples(1, 11, 1);
+    stage.request(1, 12, 7, "/late");
+    stage.wait(6_000_000_000);
+    stage.request(1, 13, 8, "/busy");
+    stage.audit(&[6, 7]).gives(&[]);
+    assert_eq!(stage.engine.open_connections(), 4);
+    stage.audit(&[6]).gives(&["/gone Incomplete none"]);
+    assert_eq!(stage.note("/gone"), Some(note::LOST));
+    assert_eq!(stage.left, [(1, 5)], "the kernel side forgets it too");
+    assert_eq!(stage.engine.open_connections(), 3);
+    // It was there again in between: what was seen first was a mistake.
+    stage.audit(&[6, 7]).audit(&[6]).gives(&["/gone Incomplete none"]);
+    stage.output(1, 11, 6, OK).close(1, 11, 6).output(1, 12, 7, OK).close(1, 12, 7);
+    stage.output(1, 13, 8, OK).close(1, 13, 8);
+    stage.gives(&[
+        "/gone Incomplete none",
+        "/open Complete 1 after 0",
+        "/late Complete 0 after 0",
+        "/busy Complete 0 after 0",
+    ]);
+}
+
+/// An idle connection costs memory until it is found out, and nothing else.
+#[test]
+fn an_audit_closes_an_idle_connection() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").output(1, 10, 5, OK).wait(6_000_000_000);
+    stage.audit(&[]).audit(&[]).gives(&["/a Complete 0 after 0"]);
+    assert_eq!((stage.engine.open_connections(), stage.left.as_slice()), (0, &[(1, 5)][..]));
+    stage.accept(1, 5).request(1, 10, 5, "/b").output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Complete 0 after 0", "/b Complete 0 after 0"]);
+}
+
 /// A write that fails because of what is to be written does not end the connection; one on a broken one does.
 #[test]
 fn only_some_errors_end_a_connection() {

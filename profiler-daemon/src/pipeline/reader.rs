@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
-use profiler_common::RawFrame;
+use profiler_common::{ConnId, RawFrame};
 
 use super::Stats;
 use crate::bpf::{Connections, Loss, Ring, sys};
@@ -14,8 +14,8 @@ use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
 use crate::process::identity::ProcessKey;
-use crate::process::manager;
 use crate::process::targets::Targets;
+use crate::process::{manager, sockets};
 use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
@@ -31,6 +31,8 @@ pub const CONTROLS: usize = 256;
 
 /// Looks after the last loss: one at which a connection may not be silent for long enough, two to find it missing.
 const AUDITS: u32 = 3;
+/// Between two looks without a loss, ns: each asks about every connection that is silent, which takes two system calls.
+const LEISURE: u64 = 60_000_000_000;
 
 /// To the finisher.
 #[derive(Debug)]
@@ -109,12 +111,13 @@ pub struct Reader {
     made_up: u64,
 }
 
-/// When to look for connections whose close was lost.
+/// When to look for connections whose close was not seen.
 #[derive(Default)]
 struct Audit {
     next: u64,
     lost: u64,
     left: u32,
+    leisurely: u64,
 }
 
 impl Reader {
@@ -208,7 +211,7 @@ impl Reader {
         });
     }
 
-    /// After a loss: looks for connections whose close was lost.
+    /// Looks for connections that are gone though no close was seen: soon after a loss, else at leisure.
     fn audit(&mut self, now: u64) {
         let Some(loss) = self.loss.as_ref().filter(|_| now >= self.audit.next) else { return };
         self.audit.next = now + AUDIT_EVERY;
@@ -217,10 +220,13 @@ impl Reader {
             self.audit.lost = lost;
             self.audit.left = AUDITS;
         }
-        if self.audit.left > 0 {
-            self.audit.left -= 1;
+        if self.audit.left > 0 || now >= self.audit.leisurely {
+            self.audit.left = self.audit.left.saturating_sub(1);
+            self.audit.leisurely = now + LEISURE;
             let mut route = route!(self);
-            self.engine.audit(now, &|conn| loss.is_open(conn), &mut |output| route.output(output));
+            // What was closed by `dup2` or `close_range` the kernel side takes for open.
+            let open = |conn: ConnId| loss.is_open(conn) && sockets::may_be_socket(conn.pid, conn.fd);
+            self.engine.audit(now, &open, &mut |output| route.output(output));
         }
     }
 

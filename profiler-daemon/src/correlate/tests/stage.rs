@@ -239,6 +239,12 @@ impl Stage {
         self
     }
 
+    /// Asks after the silent connections; these descriptors are open.
+    pub fn audit(&mut self, open: &[u32]) -> &mut Self {
+        let now = self.time;
+        self.act(|engine, sink| engine.audit(now, &|conn| open.contains(&conn.fd), sink))
+    }
+
     pub fn finish(&mut self) -> &mut Self {
         let (now, whole) = (self.time, !self.lossy);
         self.act(|engine, sink| engine.finish(now, whole, sink))
