@@ -601,3 +601,32 @@ proptest! {
         prop_assert!(run.done.iter().all(|x| x.outcome == Complete || x.note.is_some() || x.outcome == Upgraded));
     }
 }
+
+/// RFC 9112, 2.2: a server ignores at least one empty line before a request line. Some clients send one after a body.
+#[test]
+fn an_empty_line_before_a_request_does_not_hide_it() {
+    let get = format!("\r\n{GET}");
+    let mut run = Run::new();
+    run.input(&get).output(OK).input(&get).output(OK);
+    run.gives(&["GET /a 200 complete 10..20", "GET /a 200 complete 30..40"]);
+    assert_eq!(run.done[0].request_bytes, GET.len() as u64);
+
+    // Behind a body whose end cannot be seen.
+    let mut run = Run::new();
+    run.input("POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").input("1\r\nx\r\n0\r\n\r\n");
+    run.output(OK).input(&get).output(OK);
+    run.gives(&["POST /p 200 complete 10..30", "GET /a 200 complete 40..50"]);
+
+    // On a connection that was open before, and after a loss.
+    let mut run = Run { connection: Connection::joined(), ..Run::new() };
+    run.input(&get).output(OK).gives(&["GET /a 200 complete 10..20"]);
+    let mut run = Run::new();
+    run.input(GET).output(OK).lose(Direction::Out, "x");
+    let before = run.done.len();
+    run.input(&get).output(OK);
+    assert!(run.done.len() > before, "{:?}", run.lines());
+    // The empty line in a transfer of its own, and one that is cut.
+    let mut run = Run::new();
+    run.input("\r\n").input(GET).output(OK).input("\r").input("\n").input(GET).output(OK);
+    assert_eq!(run.done.len(), 2, "{:?}", run.lines());
+}
