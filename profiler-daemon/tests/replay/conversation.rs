@@ -129,7 +129,8 @@ impl Client {
 
     /// Writes requests down, and sends them in these pieces.
     fn send(&mut self, stream: &mut TcpStream, requests: &[&str], pieces: &[&str]) {
-        assert_eq!(requests.concat(), pieces.concat());
+        // An empty line before a request is no part of it.
+        assert_eq!(requests.concat(), pieces.concat().trim_start_matches("\r\n"));
         let sent_at = monotonic_ns() as i64;
         for request in requests {
             let line = request.lines().next().unwrap_or_default().replace(SECRET, "…");
@@ -163,7 +164,11 @@ impl Client {
             (&[UPLOAD], &[upload_head, upload_body], "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n26\n"),
             (&[BURN_A], &[BURN_A], "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na\n"),
             (&[BURN_B], &[BURN_B], "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nb\n"),
-            (&[MISSING], &[MISSING], "HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nmissing\n"),
+            (
+                &[MISSING],
+                &[&["\r\n", MISSING].concat()],
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nmissing\n",
+            ),
         ];
         for (requests, pieces, answer) in turns {
             self.send(&mut stream, requests, pieces);
@@ -194,10 +199,10 @@ impl Client {
         drop(stream);
     }
 
-    /// A connection of its own that the server ends.
+    /// A connection of its own that the server ends; it begins with an empty line.
     fn answered_by(&mut self, request: &str, answer: &str) {
         let mut stream = self.connect();
-        self.send(&mut stream, &[request], &[request]);
+        self.send(&mut stream, &[request], &[&["\r\n", request].concat()]);
         let mut got = vec![0; answer.len()];
         stream.read_exact(&mut got).expect("an answer");
         assert_eq!(String::from_utf8_lossy(&got), answer);

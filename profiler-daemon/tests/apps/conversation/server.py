@@ -65,6 +65,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def parse_request(self):
+        # An empty line before a request is to be ignored (RFC 9112, 2.2); the library takes it for the end.
+        if self.raw_requestline == b"\r\n":
+            self.raw_requestline = self.rfile.readline(65537)
+        return super().parse_request()
+
     def head(self, status, *headers):
         self.send_response_only(status)
         for name, value in headers:
