@@ -22,6 +22,7 @@ use crate::pipeline::{
     Reader, Stats,
 };
 use crate::process::manager::{self, Manager};
+use crate::process::roster::Roster;
 use crate::process::targets::Targets;
 use crate::replay::Recorder;
 use crate::serve::Metrics;
@@ -116,11 +117,9 @@ impl Session {
         let mut manager = Manager::new(
             kernel.object,
             kernel.logger,
-            kernel.targets,
-            kernel.connections.clone(),
+            Roster::new(kernel.targets, kernel.connections.clone(), targets.clone()),
             u64::from(config.freq),
             probes.clone(),
-            targets.clone(),
             config.selection.clone(),
             Box::new(move |message| {
                 // At the end of the session nobody listens any more.
