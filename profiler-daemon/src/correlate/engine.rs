@@ -25,9 +25,9 @@ const IDLE_AFTER: u64 = 5_000_000_000;
 /// Between two audits, ns: longer than any record waits in the ring.
 pub const AUDIT_EVERY: u64 = 6_000_000_000;
 /// Open connections remembered: as many as the kernel side tracks.
-const CONNECTIONS_MAX: usize = 65_536;
+pub(super) const CONNECTIONS_MAX: usize = 65_536;
 /// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
-const THREADS_MAX: usize = 65_536;
+pub(super) const THREADS_MAX: usize = 65_536;
 /// When there are that many, those that began nothing for so long make room, ns: the end of a thread may be lost.
 const THREAD_IDLE: u64 = 60_000_000_000;
 /// Between two attempts to make room, ns: each looks at every thread.

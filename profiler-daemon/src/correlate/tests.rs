@@ -5,6 +5,7 @@ mod stage;
 
 use profiler_common::flags;
 
+use super::engine::{CONNECTIONS_MAX, THREADS_MAX};
 use super::http::note;
 use super::{Finished, ProcessEvent};
 use crate::record::Outcome;
@@ -346,6 +347,45 @@ fn an_audit_closes_an_idle_connection() {
     assert_eq!((stage.engine.open_connections(), stage.left.as_slice()), (0, &[(1, 5)][..]));
     stage.accept(1, 5).request(1, 10, 5, "/b").output(1, 10, 5, OK).close(1, 10, 5);
     stage.gives(&["/a Complete 0 after 0", "/b Complete 0 after 0"]);
+}
+
+/// Threads whose end was not seen make room when they have been idle for long, and not before; whoever finds no room has
+/// a record without samples, and is counted.
+#[test]
+fn threads_that_are_gone_make_room() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    let first = 100;
+    for tid in first..first + THREADS_MAX as u32 - 1 {
+        stage.request(1, tid, 5, "/fill").output(1, tid, 5, OK);
+    }
+    stage.request(1, 10, 6, "/long").samples(1, 10, 1);
+    assert_eq!(stage.counters().refused, 0);
+    stage.request(1, 11, 5, "/refused").samples(1, 11, 2).output(1, 11, 5, OK);
+    assert_eq!(stage.counters().refused, 1);
+    assert_eq!(stage.counters().samples_unknown, 2);
+    stage.wait(61_000_000_000);
+    stage.request(1, 11, 5, "/room").samples(1, 11, 3).output(1, 11, 5, OK).wait(1_000_000_000);
+    // The one that is at work for all that time kept its place.
+    stage.samples(1, 10, 1).output(1, 10, 6, OK).close(1, 10, 6);
+    assert_eq!(stage.counters().refused, 1);
+    stage.finished.retain(|done| done.exchange.head.as_ref().is_some_and(|head| &*head.path != "/fill"));
+    stage.gives(&["/refused Complete none", "/room Complete 3 after 0", "/long Complete 2 after 0"]);
+}
+
+/// As many connections as the kernel side follows are remembered; one more is counted, and one that closes makes room.
+#[test]
+fn connections_beyond_what_is_remembered_are_counted() {
+    let mut stage = Stage::new();
+    for fd in 0..CONNECTIONS_MAX as u32 {
+        stage.accept(1, fd);
+    }
+    assert_eq!((stage.counters().refused, stage.engine.open_connections()), (0, CONNECTIONS_MAX));
+    stage.accept(2, 5);
+    assert_eq!((stage.counters().refused, stage.engine.open_connections()), (1, CONNECTIONS_MAX));
+    stage.close(1, 10, 7).accept(2, 6).request(2, 20, 6, "/a").output(2, 20, 6, OK).close(2, 20, 6);
+    assert_eq!(stage.counters().refused, 1);
+    stage.gives(&["/a Complete 0 after 0"]);
 }
 
 /// A write that fails because of what is to be written does not end the connection; one on a broken one does.
