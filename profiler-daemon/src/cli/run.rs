@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DaemonArgs, RecordArgs};
-use super::{CliError, ExitCode, client, output};
+use super::{CliError, ExitCode, output, table};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::ProfileDir;
 use crate::pipeline::{FileExporter, Stats};
@@ -274,7 +274,7 @@ impl Summary {
             let at = |q: f64| {
                 let last = route.durations.len().saturating_sub(1);
                 let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
-                client::nanoseconds(ns as f64)
+                table::nanoseconds(ns as f64)
             };
             rows.push(vec![
                 service.clone(),
@@ -287,7 +287,7 @@ impl Summary {
                 route.samples.to_string(),
             ]);
         }
-        client::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
+        table::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
     }
 }
 
