@@ -21,9 +21,7 @@ const TAIL_WAIT: u64 = 250_000_000;
 /// How long a chunked response that looks over may be silent before it is over, ns.
 const FLUSH_AFTER: u64 = 200_000_000;
 /// How long a response of unreadable length may be silent before it is over, ns.
-const IDLE_AFTER: u64 = 5_000_000_000;
-/// Between two audits, ns: longer than any record waits in the ring.
-pub const AUDIT_EVERY: u64 = 6_000_000_000;
+pub(super) const IDLE_AFTER: u64 = 5_000_000_000;
 /// Open connections remembered: as many as the kernel side tracks.
 pub(super) const CONNECTIONS_MAX: usize = 65_536;
 /// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
@@ -148,53 +146,9 @@ impl Engine {
         }
     }
 
-    /// Called now and then, at least [`AUDIT_EVERY`] apart: closes the connections whose close did not reach us, because
-    /// its record was lost, or because what closed them says nothing (`dup2`, `close_range`). `is_open` knows better. A
-    /// connection has to be missing twice, because what was written just before the question may still be on its way.
-    pub fn audit(&mut self, now: u64, is_open: &dyn Fn(ConnId) -> bool, sink: Sink<'_>) {
-        let mut gone = Vec::new();
-        for (&pid, fds) in &mut self.connections {
-            for (&fd, conn) in fds {
-                let last = conn.machine.last_activity();
-                let missing = now.saturating_sub(last) > IDLE_AFTER
-                    && !is_open(ConnId { generation: conn.generation, pid, fd });
-                if missing && conn.missing {
-                    gone.push((ConnId { generation: conn.generation, pid, fd }, last));
-                }
-                conn.missing = missing;
-            }
-        }
-        for (id, last) in gone {
-            self.close_place((id.pid, id.fd), last, true, sink);
-            sink(Output::Left(id));
-        }
-    }
-
     /// The process is gone, as the daemon found out by itself.
     pub fn process_gone(&mut self, pid: u32, now: u64, sink: Sink<'_>) {
         self.end_process(pid, now, sink);
-    }
-
-    /// The end of a recording or of the daemon: what looks over is, what is open is recorded as far as it went.
-    /// `whole`: no record was lost. Else a request may be open because its end was lost, which the next record of its
-    /// connection would have told, and what its thread did since is not its own.
-    pub fn finish(&mut self, now: u64, whole: bool, sink: Sink<'_>) {
-        let open: Vec<(RequestKey, Place)> =
-            self.open.iter().map(|(key, request)| (*key, request.place)).collect();
-        for (_, place) in &open {
-            self.drive(*place, 0, sink, |machine, events| machine.flush(events));
-        }
-        // All of a connection's before the first of them ends.
-        for (key, _) in open.iter().filter(|_| !whole) {
-            self.revoke(*key, sink);
-        }
-        for (_, place) in open {
-            self.drive(place, 0, sink, |machine, events| machine.stop(now, events));
-        }
-        let trailing: Vec<RequestKey> = self.trailing.keys().copied().collect();
-        for key in trailing {
-            self.release(key, sink);
-        }
     }
 
     pub fn counters(&self) -> Counters {
@@ -464,7 +418,7 @@ impl Engine {
     }
 
     /// `gap`: records in front of the close are missing.
-    fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
+    pub(super) fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
         if gap {
             let missing = Piece {
                 time,
