@@ -34,7 +34,10 @@ fn symbols_and_bias_agree_with_the_loader() {
         let mut bytes = [0; 16];
         elf.read_vaddr(found[name].value, &mut bytes).unwrap();
         // SAFETY: 16 bytes of code of a function that is longer.
-        assert_eq!(bytes, unsafe { *(address as *const [u8; 16]) });
+        let mapped = unsafe { *(address as *const [u8; 16]) };
+        // Where somebody profiles this host, a probe's breakpoint (`int3`) stands for the byte of the file.
+        let same = |(file, mapped): (&u8, &u8)| file == mapped || *mapped == 0xcc;
+        assert!(bytes.iter().zip(&mapped).all(same), "{name}: {bytes:x?}, {mapped:x?}");
     }
     assert_eq!(elf.soname(), Some("libc.so.6"));
     assert!(elf.debug_fits(0));
