@@ -94,7 +94,7 @@ pub enum Outcome {
     Upgraded,
     /// The process exited.
     Exit,
-    /// The end could not be told: records were lost or the framing was unreadable.
+    /// The end could not be told: records were lost, the framing was unreadable, or profiling stopped before it.
     Incomplete,
 }
 

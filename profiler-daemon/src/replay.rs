@@ -171,12 +171,13 @@ pub fn play(
     finisher.observer = Some(Box::new(move |record, _| each(record)));
     let mut take = || incoming.try_iter().flatten().for_each(|message| finisher.message(message));
     let mut record = Vec::new();
-    let mut ticked = 0;
+    let (mut ticked, mut last) = (0, 0);
     while player.next_record(&mut record)?.is_some() {
         let at = std::mem::offset_of!(Header, time);
         let time = record.get(at..at + 8).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?)));
         // A record may be a little older than the one before it.
         let time = time.unwrap_or_default();
+        last = last.max(time);
         if time > ticked + TICK {
             ticked = time;
             reader.tick(time);
@@ -185,7 +186,7 @@ pub fn play(
         reader.flush();
         take();
     }
-    reader.end();
+    reader.end(last);
     take();
     Ok(stats.snapshot().correlate)
 }

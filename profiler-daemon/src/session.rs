@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::Ebpf;
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use profiler_common::Stat;
 use serde_json::{Value, json};
 
@@ -18,15 +18,18 @@ use crate::bpf::{
 };
 use crate::config::{Config, Selection};
 use crate::pipeline::{
-    BATCHES, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer, Reader, Stats,
+    BATCHES, CONTROLS, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer,
+    Reader, Stats,
 };
 use crate::process::manager::{self, Manager};
+use crate::process::roster::Roster;
 use crate::process::targets::Targets;
 use crate::replay::Recorder;
 use crate::serve::Metrics;
 use crate::store;
 
-/// Process events on their way to the manager; when it is behind, the next scan finds what it missed.
+/// Process events on their way to the manager; when it is behind, those that find no room are counted and it is told
+/// to look for itself.
 const MANAGER_QUEUE: usize = 8192;
 
 /// A session could not start.
@@ -104,7 +107,7 @@ impl Session {
         )?;
         let (to_finisher, from_reader) = bounded::<Vec<Message>>(BATCHES);
         let (to_manager, for_manager) = bounded(MANAGER_QUEUE);
-        let (to_reader, for_reader) = unbounded();
+        let (to_reader, for_reader) = bounded(CONTROLS);
         let epoch = sys::realtime_ns() as i64 - sys::monotonic_ns() as i64;
         let naming = Naming { epoch, salt: std::process::id().rotate_left(16) };
 
@@ -114,11 +117,9 @@ impl Session {
         let mut manager = Manager::new(
             kernel.object,
             kernel.logger,
-            kernel.targets,
-            kernel.connections.clone(),
+            Roster::new(kernel.targets, kernel.connections.clone(), targets.clone()),
             u64::from(config.freq),
             probes.clone(),
-            targets.clone(),
             config.selection.clone(),
             Box::new(move |message| {
                 // At the end of the session nobody listens any more.
@@ -282,6 +283,7 @@ impl Gauges {
             ("kernel", "head_fault", k(Stat::HeadReadFault)),
             ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
             ("decode", "malformed", s.undecodable),
+            ("manager", "queue_full", s.manager_untold),
             ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
             ("correlate", "table_full", s.correlate.refused),
             ("profile", "builders_full", s.samples_without_room),

@@ -193,6 +193,10 @@ fn bad_questions_get_an_error_that_says_what_is_wrong() {
     for (path, status, code) in [
         ("/nothing", 404, "not_found"),
         ("/api/v1/requests/..%2Fx", 400, "invalid_id"),
+        ("/api/v1/requests/../x", 400, "invalid_id"),
+        ("/api/v1/requests/../x/profile", 400, "invalid_id"),
+        ("/api/v1/requests/", 400, "invalid_id"),
+        ("/api/v1/requests/000000000000000000000001/x", 404, "not_found"),
         ("/api/v1/requests/%00", 400, "invalid_id"),
         ("/api/v1/requests/%ff", 400, "invalid_id"),
         ("/api/v1/requests/0000000000000000000000AB", 400, "invalid_id"),
@@ -210,6 +214,20 @@ fn bad_questions_get_an_error_that_says_what_is_wrong() {
     ] {
         assert_eq!(daemon.error(path), (status, code.to_owned()), "{path}");
     }
+    // An id is named as it was given, however it was written, and no more of it than a person needs.
+    for (path, named) in [
+        ("../x", "\"../x\""),
+        ("../x/profile", "\"../x\""),
+        ("..%2Fx", "\"../x\""),
+        ("..%2Fx/profile", "\"../x\""),
+        ("%ff/profile", "\"%ff\""),
+        (&"z".repeat(5_000), &format!("\"{}\"…", "z".repeat(48))),
+    ] {
+        let (_, _, body) = daemon.get(&format!("/api/v1/requests/{path}"));
+        let body: Value = serde_json::from_str(&body).unwrap();
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with(&format!("{named} is not a request id")), "{path}: {message}");
+    }
     let (status, _, body) =
         daemon.raw(&format!("DELETE /api/v1/requests HTTP/1.1\nhost: {}", daemon.address));
     assert_eq!((status, code(&body).as_str()), (405, "method_not_allowed"));
@@ -225,7 +243,9 @@ fn strangers_are_kept_out() {
     let post = format!("POST /-/reload HTTP/1.1\nhost: {}", daemon.address);
     let forged = format!("{post}\norigin: http://evil.example\ncontent-length: 0");
     assert_eq!(code(&daemon.raw(&forged).2), "origin_not_allowed");
-    assert_eq!(daemon.raw(&format!("{post}\ncontent-length: 1000000")).0, 413);
+    let (status, head, body) = daemon.raw(&format!("{post}\ncontent-length: 1000000"));
+    assert_eq!((status, code(&body).as_str()), (413, "body_too_large"));
+    assert!(head.contains("content-type: application/json"), "{head}");
 
     let (_, head, _) = daemon.get("/api/v1/requests");
     for header in [

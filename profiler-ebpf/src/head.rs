@@ -12,9 +12,12 @@ const fn token(b: u8) -> bool {
 }
 
 /// Whether the first `visible` bytes, in the low bytes of `first`, may begin a request line: up to four bytes of an
-/// upper-case token, or fewer and a space. Any method passes, but not the start of a response.
+/// upper-case token, or fewer and a space. Any method passes, but not the start of a response. An empty line may stand
+/// before it (RFC 9112, 2.2).
 #[inline(always)]
 pub fn may_begin_request(first: u64, visible: u64) -> bool {
+    let empty = visible > 2 && first as u16 == u16::from_le_bytes(*b"\r\n");
+    let (first, visible) = if empty { (first >> 16, visible - 2) } else { (first, visible) };
     let b = first.to_le_bytes();
     if !b[0].is_ascii_uppercase() || first as u32 == word(b"HTTP") {
         return false;
@@ -103,11 +106,27 @@ mod tests {
 
     #[test]
     fn requests_and_responses_are_told_apart() {
-        for text in ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x", "X /x", "GE"] {
+        for text in
+            ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x", "X /x", "GE", "\r\nGET /", "\r\nP"]
+        {
             let (w, n) = first(text.as_bytes());
             assert!(may_begin_request(w, n), "{text}");
         }
-        for text in ["HTTP/1.1 200", "get /", "\x16\x03\x01", "R\0\0\0", "{\"a\"", "", "Ge", "X\n"] {
+        for text in [
+            "HTTP/1.1 200",
+            "get /",
+            "\x16\x03\x01",
+            "R\0\0\0",
+            "{\"a\"",
+            "",
+            "Ge",
+            "X\n",
+            "\r\n",
+            "\r\nHTTP/1.1 200",
+            "\r\r\nGET",
+            "\n",
+            "\r\n5\r\n",
+        ] {
             let (w, n) = first(text.as_bytes());
             assert!(!may_begin_request(w, n), "{text}");
         }

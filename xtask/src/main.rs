@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod demo;
 mod ebpf;
+mod fixture;
 mod load;
 mod needs;
 mod run;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Build the BPF object and put it where the daemon embeds it
     Ebpf(ebpf::Options),
+    /// Record anew, on this kernel, what the tests replay; due when the layout of records changes
+    Fixture,
     /// Build reqprof and run it as root
     Run(run::Options),
     /// Run everything that CI runs
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command).map(|()| true),
         Command::Demo(options) => demo::run(&options).map(|()| true),
         Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
+        Command::Fixture => fixture::run().map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),
     };

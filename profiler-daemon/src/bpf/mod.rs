@@ -5,7 +5,7 @@
 
 mod boundary;
 mod btf;
-mod connections;
+pub(crate) mod connections;
 mod entries;
 mod load;
 mod loss;

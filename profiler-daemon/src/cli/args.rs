@@ -238,7 +238,7 @@ pub enum ViewName {
     Wall,
     /// Time on a CPU
     Cpu,
-    /// Time waiting
+    /// Time waiting; this build has no data of it yet
     Offcpu,
 }
 

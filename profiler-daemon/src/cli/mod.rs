@@ -12,6 +12,7 @@ mod error;
 pub mod output;
 mod remote;
 mod run;
+mod table;
 
 use std::ffi::OsString;
 

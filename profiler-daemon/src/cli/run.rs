@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DaemonArgs, RecordArgs};
-use super::{CliError, ExitCode, client, output};
+use super::{CliError, ExitCode, output, table};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::ProfileDir;
 use crate::pipeline::{FileExporter, Stats};
-use crate::record::{Outcome, RequestRecord};
+use crate::record::RequestRecord;
 use crate::serve;
 use crate::session::{Outputs, Session, StartError};
 use crate::store::{self, Store};
@@ -259,8 +259,8 @@ impl Summary {
         self.profiles += u64::from(profile);
         let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
         route.count += 1;
-        let failed = record.status.is_some_and(|s| s >= 500) || record.outcome != Outcome::Complete;
-        route.errors += u64::from(failed);
+        // As the routes of a running daemon count them.
+        route.errors += u64::from(record.status.is_some_and(|s| s >= 500));
         route.samples += record.samples;
         if route.durations.len() < DURATIONS_MAX {
             route.durations.push(record.duration_ns);
@@ -274,7 +274,7 @@ impl Summary {
             let at = |q: f64| {
                 let last = route.durations.len().saturating_sub(1);
                 let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
-                format!("{:.1} ms", ns as f64 / 1e6)
+                table::nanoseconds(ns as f64)
             };
             rows.push(vec![
                 service.clone(),
@@ -287,7 +287,7 @@ impl Summary {
                 route.samples.to_string(),
             ]);
         }
-        client::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
+        table::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
     }
 }
 
@@ -406,4 +406,22 @@ pub fn replay(file: &Path) -> Result<ExitCode, CliError> {
     .map_err(failed)?;
     let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
     output::stdout(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_reads_like_the_other_tables() {
+        let mut route = RouteSummary { count: 3, samples: 160, ..RouteSummary::default() };
+        route.durations = vec![1_604_200_000, 850_000, 12_340_000];
+        let mut summary = Summary::default();
+        summary.routes.insert(("shop".into(), "/reports/{id}".into()), route);
+        let expected = "\
+service  route          count  errors      p50    p95    p99  samples
+shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160
+";
+        assert_eq!(summary.table(), expected);
+    }
 }

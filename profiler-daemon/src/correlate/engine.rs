@@ -21,13 +21,11 @@ const TAIL_WAIT: u64 = 250_000_000;
 /// How long a chunked response that looks over may be silent before it is over, ns.
 const FLUSH_AFTER: u64 = 200_000_000;
 /// How long a response of unreadable length may be silent before it is over, ns.
-const IDLE_AFTER: u64 = 5_000_000_000;
-/// Between two audits, ns: longer than any record waits in the ring.
-pub const AUDIT_EVERY: u64 = 6_000_000_000;
+pub(super) const IDLE_AFTER: u64 = 5_000_000_000;
 /// Open connections remembered: as many as the kernel side tracks.
-const CONNECTIONS_MAX: usize = 65_536;
+pub(super) const CONNECTIONS_MAX: usize = 65_536;
 /// Threads remembered: more than the kernel side's map of active ones, since these stay until they end.
-const THREADS_MAX: usize = 65_536;
+pub(super) const THREADS_MAX: usize = 65_536;
 /// When there are that many, those that began nothing for so long make room, ns: the end of a thread may be lost.
 const THREAD_IDLE: u64 = 60_000_000_000;
 /// Between two attempts to make room, ns: each looks at every thread.
@@ -148,42 +146,9 @@ impl Engine {
         }
     }
 
-    /// Called every [`AUDIT_EVERY`] for a while after records were lost: closes the connections whose close was among
-    /// them. `is_open` asks the kernel side. A connection has to be missing twice, because what was written just
-    /// before the question may still be on its way.
-    pub fn audit(&mut self, now: u64, is_open: &dyn Fn(ConnId) -> bool, sink: Sink<'_>) {
-        let mut gone = Vec::new();
-        for (&pid, fds) in &mut self.connections {
-            for (&fd, conn) in fds {
-                let last = conn.machine.last_activity();
-                let missing = now.saturating_sub(last) > IDLE_AFTER
-                    && !is_open(ConnId { generation: conn.generation, pid, fd });
-                if missing && conn.missing {
-                    gone.push(((pid, fd), last));
-                }
-                conn.missing = missing;
-            }
-        }
-        for (place, last) in gone {
-            self.close_place(place, last, true, sink);
-        }
-    }
-
     /// The process is gone, as the daemon found out by itself.
     pub fn process_gone(&mut self, pid: u32, now: u64, sink: Sink<'_>) {
         self.end_process(pid, now, sink);
-    }
-
-    /// The end of a recording or of the daemon: what looks over is, what is open is given up.
-    pub fn finish(&mut self, sink: Sink<'_>) {
-        let places: Vec<Place> = self.open.values().map(|request| request.place).collect();
-        for place in places {
-            self.drive(place, 0, sink, |machine, events| machine.flush(events));
-        }
-        let trailing: Vec<RequestKey> = self.trailing.keys().copied().collect();
-        for key in trailing {
-            self.release(key, sink);
-        }
     }
 
     pub fn counters(&self) -> Counters {
@@ -458,7 +423,7 @@ impl Engine {
     }
 
     /// `gap`: records in front of the close are missing.
-    fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
+    pub(super) fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
         if gap {
             let missing = Piece {
                 time,

@@ -4,6 +4,7 @@
 //! that came and went. No I/O and no clock, so that a recorded stream gives the same result again.
 
 mod attribution;
+mod ending;
 mod engine;
 pub mod http;
 mod output;
@@ -12,5 +13,6 @@ pub mod route;
 mod tests;
 mod thread;
 
-pub use engine::{AUDIT_EVERY, Engine};
+pub use ending::AUDIT_EVERY;
+pub use engine::Engine;
 pub use output::{Counters, Finished, Output, ProcessEvent, RequestKey};

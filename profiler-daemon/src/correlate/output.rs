@@ -30,7 +30,8 @@ pub enum Output<'a> {
         key: RequestKey,
     },
     Process(ProcessEvent),
-    /// This connection's process ended, or runs another program, without closing it: the kernel side knows it still.
+    /// This connection is gone without a close, with its process, its program or by itself: the kernel side may know it
+    /// still.
     Left(ConnId),
     /// A connection of this process speaks something else.
     Protocol {

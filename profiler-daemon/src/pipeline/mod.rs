@@ -18,7 +18,7 @@ mod stats;
 
 pub use files::FileExporter;
 pub use finisher::{Finisher, Live, LiveSettings, Naming, Observer};
-pub use reader::{Control, Message, RawSample, Reader, TICK};
+pub use reader::{CONTROLS, Control, Message, RawSample, Reader, TICK};
 pub use stats::{Snapshot, Stats};
 
 /// Batches between reader and finisher. A batch is at most one drain of the ring (see `reader`), so this bounds the

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use profiler_common::RawFrame;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use profiler_common::{ConnId, RawFrame};
 
 use super::Stats;
 use crate::bpf::{Connections, Loss, Ring, sys};
@@ -14,8 +14,8 @@ use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
 use crate::process::identity::ProcessKey;
-use crate::process::manager;
 use crate::process::targets::Targets;
+use crate::process::{manager, sockets};
 use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
@@ -25,8 +25,14 @@ const DRAIN: usize = 4096;
 /// Between two looks at what was silent, ns.
 pub const TICK: u64 = 100_000_000;
 
+/// Orders on their way to the reader. They are few, mostly processes that a scan found dead; who sends more waits for
+/// the reader, which never waits for a sender.
+pub const CONTROLS: usize = 256;
+
 /// Looks after the last loss: one at which a connection may not be silent for long enough, two to find it missing.
 const AUDITS: u32 = 3;
+/// Between two looks without a loss, ns: each asks about every connection that is silent, which takes two system calls.
+const LEISURE: u64 = 60_000_000_000;
 
 /// To the finisher.
 #[derive(Debug)]
@@ -70,6 +76,7 @@ struct Route<'a> {
     manager: Option<&'a Sender<manager::Message>>,
     targets: &'a Targets,
     connections: Option<&'a Connections>,
+    untold: &'a mut u64,
 }
 
 /// Borrows all but the engine.
@@ -80,6 +87,7 @@ macro_rules! route {
             manager: $reader.manager.as_ref(),
             targets: &$reader.targets,
             connections: $reader.connections.as_ref(),
+            untold: &mut $reader.untold,
         }
     };
 }
@@ -98,14 +106,18 @@ pub struct Reader {
     pub undecodable: u64,
     pub batch: Vec<Message>,
     audit: Audit,
+    /// Messages that the manager's queue had no room for, and how many of them it has made up for.
+    untold: u64,
+    made_up: u64,
 }
 
-/// When to look for connections whose close was lost.
+/// When to look for connections whose close was not seen.
 #[derive(Default)]
 struct Audit {
     next: u64,
     lost: u64,
     left: u32,
+    leisurely: u64,
 }
 
 impl Reader {
@@ -127,6 +139,8 @@ impl Reader {
             connections: None,
             undecodable: 0,
             batch: Vec::new(),
+            untold: 0,
+            made_up: 0,
         }
     }
 
@@ -135,10 +149,13 @@ impl Reader {
         let mut next_tick = sys::monotonic_ns() + TICK;
         let mut stopping = false;
         loop {
-            match control.try_recv() {
-                Ok(Control::ProcessGone(pid)) => self.process_gone(pid),
-                Ok(Control::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
-                Err(TryRecvError::Empty) => {}
+            // At most a queue full of them, so that the ring gets its turn.
+            for _ in 0..CONTROLS {
+                match control.try_recv() {
+                    Ok(Control::ProcessGone(pid)) => self.process_gone(pid),
+                    Ok(Control::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
+                    Err(TryRecvError::Empty) => break,
+                }
             }
             let drained = ring.drain(DRAIN, |bytes| self.record(bytes));
             let now = sys::monotonic_ns();
@@ -154,7 +171,7 @@ impl Reader {
                 std::thread::sleep(POLL);
             }
         }
-        self.end();
+        self.end(sys::monotonic_ns());
     }
 
     /// Handles one raw record.
@@ -179,16 +196,22 @@ impl Reader {
         self.engine.tick(now, &mut |output| route.output(output));
         let (counters, requests, connections) =
             (self.engine.counters(), self.engine.open_requests(), self.engine.open_connections());
-        let undecodable = self.undecodable;
+        if self.untold != self.made_up
+            && self.manager.as_ref().is_some_and(|manager| manager.try_send(manager::Message::Rescan).is_ok())
+        {
+            self.made_up = self.untold;
+        }
+        let (undecodable, untold) = (self.undecodable, self.untold);
         self.stats.update(|s| {
             s.correlate = counters;
             s.open_requests = requests as u64;
             s.open_connections = connections as u64;
             s.undecodable = undecodable;
+            s.manager_untold = untold;
         });
     }
 
-    /// After a loss: looks for connections whose close was lost.
+    /// Looks for connections that are gone though no close was seen: soon after a loss, else at leisure.
     fn audit(&mut self, now: u64) {
         let Some(loss) = self.loss.as_ref().filter(|_| now >= self.audit.next) else { return };
         self.audit.next = now + AUDIT_EVERY;
@@ -197,10 +220,13 @@ impl Reader {
             self.audit.lost = lost;
             self.audit.left = AUDITS;
         }
-        if self.audit.left > 0 {
-            self.audit.left -= 1;
+        if self.audit.left > 0 || now >= self.audit.leisurely {
+            self.audit.left = self.audit.left.saturating_sub(1);
+            self.audit.leisurely = now + LEISURE;
             let mut route = route!(self);
-            self.engine.audit(now, &|conn| loss.is_open(conn), &mut |output| route.output(output));
+            // What was closed by `dup2` or `close_range` the kernel side takes for open.
+            let open = |conn: ConnId| loss.is_open(conn) && sockets::may_be_socket(conn.pid, conn.fd);
+            self.engine.audit(now, &open, &mut |output| route.output(output));
         }
     }
 
@@ -212,11 +238,13 @@ impl Reader {
         self.out.send(std::mem::take(&mut self.batch)).is_ok()
     }
 
-    /// Ends all requests that wait for their tail.
-    pub fn end(mut self) {
+    /// Ends all requests: those that wait for their tail, and those that are open.
+    pub fn end(mut self, now: u64) {
+        // A recording does not say what was lost at its end.
+        let whole = self.loss.as_ref().is_some_and(|loss| loss.records() == 0);
         let mut route = route!(self);
-        self.engine.finish(&mut |output| route.output(output));
-        self.tick(0);
+        self.engine.finish(now, whole, &mut |output| route.output(output));
+        self.tick(now);
         self.flush();
     }
 
@@ -266,10 +294,62 @@ impl Route<'_> {
         }
     }
 
-    fn tell(&self, message: manager::Message) {
-        if let Some(manager) = self.manager {
-            // The manager outlives the reader; at the end nobody needs to know.
-            let _ = manager.try_send(message);
+    /// The reader waits for nobody who might read `/proc`: what the manager has no room for, it finds by itself.
+    fn tell(&mut self, message: manager::Message) {
+        if let Some(manager) = self.manager
+            && let Err(TrySendError::Full(_)) = manager.try_send(message)
+        {
+            *self.untold += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+    use profiler_common::{Header, Kind};
+
+    /// A record of a process that runs another program, for which the manager is told.
+    fn exec(pid: u32) -> Vec<u8> {
+        let header = Header { kind: Kind::Exec as u16, pid, tid: pid, ..Header::default() };
+        let Header { kind, flags, lost, time, pid, tid } = header;
+        let mut bytes = [kind.to_ne_bytes(), flags.to_ne_bytes()].concat();
+        bytes.extend(lost.to_ne_bytes());
+        bytes.extend(time.to_ne_bytes());
+        bytes.extend(pid.to_ne_bytes());
+        bytes.extend(tid.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_the_manager_has_no_room_for_is_counted_and_made_up_for() {
+        let (out, _batches) = bounded(1);
+        let (to_manager, manager) = bounded(2);
+        let stats = Stats::default();
+        let mut reader = Reader::new(out, Some(to_manager), Targets::default(), stats.clone());
+        let told = |n: usize| -> Vec<_> { manager.try_iter().take(n).collect() };
+        for pid in 1..=5 {
+            reader.record(&exec(pid));
+        }
+        reader.tick(TICK);
+        assert_eq!(stats.snapshot().manager_untold, 3);
+        // Two had room; the order to look for the others has none yet.
+        let of_either =
+            |m: &manager::Message| matches!(m, manager::Message::Process(ProcessEvent::Exec { pid: 1 | 2 }));
+        let both = told(9);
+        assert!(both.len() == 2 && both.iter().all(of_either));
+        reader.tick(2 * TICK);
+        assert!(matches!(told(9)[..], [manager::Message::Rescan]));
+        // Once is enough, until something is dropped again.
+        reader.tick(3 * TICK);
+        assert!(told(9).is_empty());
+        for pid in 6..=8 {
+            reader.record(&exec(pid));
+        }
+        assert_eq!(told(9).len(), 2);
+        reader.tick(4 * TICK);
+        assert!(matches!(told(9)[..], [manager::Message::Rescan]));
+        assert_eq!(stats.snapshot().manager_untold, 4);
     }
 }

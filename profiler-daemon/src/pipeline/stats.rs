@@ -13,6 +13,8 @@ pub struct Snapshot {
     pub open_connections: u64,
     /// Records that did not add up.
     pub undecodable: u64,
+    /// Process events that the manager had no room for; it then looks for itself.
+    pub manager_untold: u64,
     /// Frames that could not be resolved, by kind and reason.
     pub unresolved: Vec<(FrameKind, &'static str, u64)>,
     /// Finished requests.

@@ -2,7 +2,7 @@
 //!
 //! In: process events from the pipeline, a scan now and then, reloads. Out: entries of the kernel's `TARGETS` map,
 //! boundary probes on C libraries as they appear, sampling on CPUs as they come and go, and the table of
-//! [`Targets`]. It owns the loaded object and runs on a thread of its own, because it reads files and memory of
+//! [`Targets`](super::targets::Targets). It owns the loaded object and runs on a thread of its own, because it reads files and memory of
 //! processes that may be slow to answer.
 
 use std::collections::{HashMap, HashSet};
@@ -18,12 +18,11 @@ use super::identity::{self, Identity, ProcessKey};
 use super::joining;
 use super::maps::{self, Mapping, Maps};
 use super::python::{self, PythonError};
+use super::roster::Roster;
 use super::service;
 use super::sockets::Listening;
-use super::targets::{Feature, Runtime, TargetInfo, Targets};
-use crate::bpf::{
-    BoundaryProbes, Connections, CpuSampler, HashOf, KernelLogger, ProbeState, ProbeTable, TargetValue, sys,
-};
+use super::targets::{Feature, Runtime, TargetInfo};
+use crate::bpf::{BoundaryProbes, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 use crate::pipeline;
@@ -45,6 +44,8 @@ pub enum Message {
         pid: u32,
         done: Sender<()>,
     },
+    /// Process events were dropped: look for what they would have told.
+    Rescan,
     Stop,
 }
 
@@ -77,12 +78,10 @@ struct Pending {
 pub struct Manager {
     pub object: Ebpf,
     pub logger: Option<KernelLogger>,
-    pub map: HashOf<u32, TargetValue>,
-    pub connections: Connections,
+    pub roster: Roster,
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
     pub probes: ProbeTable,
-    pub targets: Targets,
     pub selection: Selection,
     /// Told to the symboliser: targets, and forks before anything is sampled in the child.
     pub tell: Box<dyn Fn(pipeline::Message) + Send>,
@@ -102,11 +101,9 @@ impl Manager {
     pub fn new(
         object: Ebpf,
         logger: Option<KernelLogger>,
-        map: HashOf<u32, TargetValue>,
-        connections: Connections,
+        roster: Roster,
         frequency: u64,
         probes: ProbeTable,
-        targets: Targets,
         selection: Selection,
         tell: Box<dyn Fn(pipeline::Message) + Send>,
         gone: Box<dyn Fn(u32) + Send>,
@@ -114,12 +111,10 @@ impl Manager {
         Self {
             object,
             logger,
-            map,
-            connections,
+            roster,
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
             probes,
-            targets,
             selection,
             tell,
             gone,
@@ -160,13 +155,13 @@ impl Manager {
             if now >= next_housekeeping {
                 next_housekeeping = now + HOUSEKEEPING_EVERY;
                 self.sampler.follow(&mut self.object, &self.probes);
-                self.targets.sweep();
+                self.roster.targets.sweep();
                 self.bury();
             }
             if now >= next_scan {
                 next_scan = now + SCAN_EVERY;
                 self.scan();
-                self.sweep();
+                self.roster.sweep(sys::monotonic_ns(), |pid| identity::key(pid).ok());
             }
         }
         self.sampler.detach(&mut self.object);
@@ -177,7 +172,7 @@ impl Manager {
     fn message(&mut self, message: Message) {
         match message {
             Message::Process(ProcessEvent::Accepted { pid }) => {
-                if !self.targets.is_live(pid) && !self.targets.is_rejected(pid) {
+                if !self.roster.targets.is_live(pid) && !self.roster.targets.is_rejected(pid) {
                     self.consider(pid, true);
                 }
             }
@@ -185,14 +180,14 @@ impl Manager {
             Message::Process(ProcessEvent::Exec { pid }) => self.exec(pid),
             Message::Process(ProcessEvent::Exited { pid }) => {
                 self.pending.remove(&pid);
-                self.targets.ended(pid);
+                self.roster.targets.ended(pid);
             }
             Message::Process(ProcessEvent::MayHaveExited { pid }) => {
                 if identity::key(pid).is_err() {
                     self.dead(pid);
                 }
             }
-            Message::Protocol { pid, name } => self.targets.update(pid, |info| {
+            Message::Protocol { pid, name } => self.roster.targets.update(pid, |info| {
                 if !info.other_protocols.contains(&name) {
                     info.other_protocols.push(name);
                 }
@@ -209,6 +204,7 @@ impl Manager {
                 // Whoever asked may have gone; that is its business.
                 let _ = done.send(());
             }
+            Message::Rescan => self.rescan(),
             Message::Stop => {}
         }
     }
@@ -231,7 +227,7 @@ impl Manager {
         self.scans = self.scans.wrapping_add(1);
         let before = std::mem::take(&mut self.scanned);
         for pid in pids {
-            if self.targets.is_live(pid) {
+            if self.roster.targets.is_live(pid) {
                 continue;
             }
             let Ok(key) = identity::key(pid) else { continue };
@@ -243,39 +239,46 @@ impl Manager {
         self.listening = listening;
     }
 
+    /// Makes up for events that did not come: ends, children that the kernel side follows already, new programs (which
+    /// may be in the same file), and whatever else a full scan finds.
+    fn rescan(&mut self) {
+        self.bury();
+        for pid in self.roster.unknown() {
+            // One that is waiting for another look has its own reason not to be a target yet.
+            if !self.pending.contains_key(&pid)
+                && let Ok(who) = identity::read(pid)
+            {
+                self.fork(who.ppid, pid);
+            }
+        }
+        for info in self.roster.targets.list() {
+            if let Ok(who) = identity::read(info.pid)
+                && !self.make_target(who, info.ports.clone())
+            {
+                self.wait_for(info.key);
+            }
+        }
+        self.scans = 0;
+        self.scan();
+    }
+
     /// Targets that ended without an event.
     fn bury(&mut self) {
-        for info in self.targets.list() {
+        for info in self.roster.targets.list() {
             if identity::key(info.pid).ok() != Some(info.key) {
                 self.dead(info.pid);
             }
         }
     }
 
-    /// What the kernel side and the table know of processes that are gone.
-    fn sweep(&self) {
-        self.targets.sweep_rejected(|key| identity::key(key.pid).ok() == Some(key));
-        self.connections.sweep(sys::monotonic_ns(), |pid| identity::key(pid).is_ok());
-    }
-
-    /// The process is not selected. An entry without flags stays with the kernel side, which would adopt the process
-    /// again at its next connection; it goes with the process.
-    fn reject(&mut self, key: ProcessKey) {
-        // Without room it is adopted again, and asked about again.
-        let _ = self.map.insert(key.pid, TargetValue(Target::default()), 0);
-        self.targets.reject(key);
-    }
-
     fn dead(&mut self, pid: u32) {
-        // The kernel side removes it too where it can tell; an entry that is gone already is no error.
-        let _ = self.map.remove(&pid);
+        self.roster.bury(pid);
         self.pending.remove(&pid);
-        self.targets.ended(pid);
         (self.gone)(pid);
     }
 
     fn fork(&mut self, parent: u32, child: u32) {
-        let Some(mother) = self.targets.get(parent) else {
+        let Some(mother) = self.roster.targets.get(parent) else {
             self.consider(child, true);
             return;
         };
@@ -284,15 +287,15 @@ impl Manager {
         (info.key, info.pid, info.ppid) = (key, child, parent);
         (self.tell)(pipeline::Message::Forked { parent: mother.key, child: key });
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
-        self.targets.insert(info);
+        self.roster.enter(info);
         if !ready {
             self.wait_for(key);
         }
     }
 
     fn exec(&mut self, pid: u32) {
-        if self.targets.is_live(pid) {
-            self.targets.ended(pid);
+        if self.roster.targets.is_live(pid) {
+            self.roster.targets.ended(pid);
         }
         if let Ok(key) = identity::key(pid) {
             self.wait_for(key);
@@ -319,9 +322,9 @@ impl Manager {
             let gone = identity::key(pid).ok() != Some(pending.key);
             if finished || gone || pending.look >= LOOKS.len() {
                 self.pending.remove(&pid);
-                if !self.targets.is_live(pid) {
+                if !self.roster.targets.is_live(pid) {
                     // What a target's child runs now is not selected: it is let go, if it was held.
-                    let _ = self.map.remove(&pid);
+                    self.roster.let_go(pid);
                 }
             }
         }
@@ -340,7 +343,7 @@ impl Manager {
         let Ok(who) = identity::read(pid) else { return true };
         if who.exe.is_none() {
             if accepted {
-                self.reject(who.key);
+                self.roster.reject(who.key);
             }
             return true; // a kernel thread, or nothing we may look at
         }
@@ -367,7 +370,7 @@ impl Manager {
         }
         if !selected {
             if accepted {
-                self.reject(who.key);
+                self.roster.reject(who.key);
             }
             return false;
         }
@@ -440,19 +443,19 @@ impl Manager {
         };
         let native_stacks =
             Feature::works("frame pointers; code built without them shows its innermost function only");
-        if let Err(error) = self.map.insert(pid, TargetValue(target), 0) {
+        if let Err(error) = self.roster.follow(pid, target) {
             self.probes.set(
                 "targets",
                 ProbeState::Failed { reason: format!("process {pid} was not added: {error}") },
             );
             return true;
         }
-        if boundary.works && !self.targets.is_live(pid) {
+        if boundary.works && !self.roster.targets.is_live(pid) {
             self.join_connections(pid);
         }
         (self.tell)(pipeline::Message::Target(who.key));
         let service: Arc<str> = service::name(&who).into();
-        self.targets.insert(TargetInfo {
+        self.roster.enter(TargetInfo {
             key: who.key,
             pid,
             ppid: who.ppid,
@@ -471,7 +474,7 @@ impl Manager {
 
     /// Connections that are open already; what cannot be followed is found by its next request, if it is by `recv`.
     fn join_connections(&self, pid: u32) {
-        if let Err(error) = joining::join(pid, &self.connections) {
+        if let Err(error) = joining::join(pid, &self.roster.connections) {
             let reason = format!("open connections of process {pid} were not all added: {error}");
             self.probes.set("open connections", ProbeState::Failed { reason });
         }

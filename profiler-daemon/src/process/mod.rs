@@ -10,6 +10,7 @@ pub mod manager;
 pub mod maps;
 pub mod memory;
 pub mod python;
+pub mod roster;
 pub mod service;
 pub mod sites;
 pub mod sockets;

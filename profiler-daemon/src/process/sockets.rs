@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 /// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
@@ -20,6 +20,14 @@ const LINES_MAX: usize = 100_000;
 const CHUNK: usize = 4096;
 /// Descriptors looked at per process: as many as connections are followed at all.
 const FDS_MAX: usize = 65_536;
+
+/// Whether this descriptor of a process can be a connection: `false` only when it is closed or something else by now.
+pub fn may_be_socket(pid: u32, fd: u32) -> bool {
+    match fs::read_link(format!("/proc/{pid}/fd/{fd}")) {
+        Ok(target) => target.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
 
 impl Listening {
     /// The tables of the network namespace that `pid` is in.
@@ -151,6 +159,27 @@ fn unix_line(line: &str) -> Option<(u64, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What none of the probes see: a descriptor that is closed in bulk, or becomes another file.
+    #[test]
+    fn a_descriptor_that_is_no_socket_any_more_is_found_out() {
+        use std::os::fd::AsRawFd;
+        let pid = std::process::id();
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (replaced, closed) = (a.as_raw_fd(), b.as_raw_fd());
+        assert!(may_be_socket(pid, replaced as u32) && may_be_socket(pid, closed as u32));
+        let null = fs::File::open("/dev/null").unwrap();
+        // SAFETY: both descriptors are ours and open.
+        assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), replaced) }, replaced);
+        assert!(!may_be_socket(pid, replaced as u32));
+        // One that is taken from nobody else: above all that other tests may open meanwhile.
+        // SAFETY: as above; the new descriptor is nobody's.
+        let high = unsafe { libc::fcntl(closed, libc::F_DUPFD, 900) };
+        assert!(high >= 900 && may_be_socket(pid, high as u32));
+        // SAFETY: the one that was just made.
+        assert_eq!(unsafe { libc::close_range(high as u32, high as u32, 0) }, 0);
+        assert!(!may_be_socket(pid, high as u32));
+    }
 
     #[test]
     fn tables_are_read() {

@@ -23,6 +23,11 @@ use crate::store::{DropReason, Filter, InvalidId, RequestId};
 type Answer = Result<Response, ApiError>;
 type PathId = Result<Path<String>, PathRejection>;
 
+/// What stands before the id of one request.
+const REQUEST: &str = "/api/v1/requests/";
+/// Characters of an invalid id that an error repeats: twice those of a valid one.
+const ID_SHOWN: usize = 48;
+
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/metrics", get(show_metrics))
@@ -41,6 +46,11 @@ pub(super) fn routes() -> Router<Arc<App>> {
 }
 
 async fn unknown(uri: Uri) -> ApiError {
+    // An id with a slash in it, such as `../x`, is as bad as one with an encoded slash.
+    let rest = uri.path().strip_prefix(REQUEST);
+    if let Some(text) = rest.filter(|rest| rest.split('/').next().is_none_or(|id| !is_id(id))) {
+        return invalid_id(text.strip_suffix("/profile").unwrap_or(text));
+    }
     ApiError::not_found(format!("there is nothing at {:?}", uri.path()))
 }
 
@@ -129,14 +139,28 @@ async fn requests(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 
 async fn request(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> Answer {
     Params::parse(&uri, &[])?;
-    let id = request_id(id)?;
+    let id = request_id(id, &uri)?;
     work(&app, move |context| Ok(Json(find(context, id)?).into_response())).await
 }
 
 /// What is not even UTF-8 is no id either.
-fn request_id(id: PathId) -> Result<RequestId, ApiError> {
-    let Path(text) = id.map_err(|_| InvalidId)?;
-    Ok(text.parse()?)
+fn request_id(id: PathId, uri: &Uri) -> Result<RequestId, ApiError> {
+    let Ok(Path(text)) = id else {
+        let raw = uri.path().strip_prefix(REQUEST).unwrap_or_default();
+        return Err(invalid_id(raw.strip_suffix("/profile").unwrap_or(raw)));
+    };
+    text.parse().map_err(|InvalidId| invalid_id(&text))
+}
+
+fn is_id(text: &str) -> bool {
+    text.parse::<RequestId>().is_ok()
+}
+
+/// Names what was given, as much of it as a person needs to recognise it.
+fn invalid_id(text: &str) -> ApiError {
+    let shown: String = text.chars().take(ID_SHOWN).collect();
+    let more = if shown.len() < text.len() { "…" } else { "" };
+    ApiError::bad_request("invalid_id", format!("{shown:?}{more} is {InvalidId}"))
 }
 
 fn find(context: &Context, id: RequestId) -> Result<RequestRecord, ApiError> {
@@ -145,7 +169,7 @@ fn find(context: &Context, id: RequestId) -> Result<RequestRecord, ApiError> {
 
 async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> Answer {
     let params = Params::parse(&uri, &[&["format", "view", "color"]])?;
-    let id = request_id(id)?;
+    let id = request_id(id, &uri)?;
     let (view, format, color) = (params.view()?, params.format()?, params.color()?);
     work(&app, move |context| {
         let record = find(context, id)?;

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::store::{InvalidId, ReadError};
+use crate::store::ReadError;
 
 /// An answer that is not the one asked for: `{"error": {"code", "message"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,14 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
     }
 
+    pub(super) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            "the body is larger than any request needs",
+        )
+    }
+
     pub(super) fn too_many() -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too many requests at once; try again")
     }
@@ -51,12 +59,6 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
-    }
-}
-
-impl From<InvalidId> for ApiError {
-    fn from(e: InvalidId) -> Self {
-        Self::bad_request("invalid_id", e.to_string())
     }
 }
 

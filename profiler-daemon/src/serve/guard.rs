@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
@@ -115,6 +115,10 @@ async fn answer(guard: &Guard, request: Request, next: Next) -> Response {
         return ApiError::too_many().into_response();
     }
     match tokio::time::timeout(TIMEOUT, next.run(request)).await {
+        // The layer that counts the bytes says so in plain text.
+        Ok(response) if response.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            ApiError::too_large().into_response()
+        }
         Ok(response) => response,
         Err(_) => ApiError::unavailable("timeout", "the answer took too long").into_response(),
     }

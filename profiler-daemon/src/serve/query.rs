@@ -128,9 +128,10 @@ impl Params {
         match self.get("view").unwrap_or("wall") {
             "wall" => Ok(View::Wall),
             "cpu" => Ok(View::Cpu),
-            "offcpu" => {
-                Err(ApiError::conflict("view_unavailable", "off-CPU time is not measured by this version"))
-            }
+            "offcpu" => Err(ApiError::conflict(
+                "view_unavailable",
+                "this build has no off-CPU data yet; the views it can show are wall and cpu",
+            )),
             other => Err(ApiError::bad_request(
                 "unknown_view",
                 format!("unknown view {other:?}; known are: wall, cpu, offcpu"),
@@ -220,6 +221,8 @@ mod tests {
         assert_eq!(view("").unwrap(), View::Wall);
         assert_eq!(view("offcpu").unwrap_err().code, "view_unavailable");
         assert_eq!(view("offcpu").unwrap_err().status.as_u16(), 409);
+        let message = view("offcpu").unwrap_err().message;
+        assert!(message.contains("no off-CPU data yet") && message.contains("wall and cpu"), "{message}");
         assert_eq!(view("sideways").unwrap_err().code, "unknown_view");
     }
 }

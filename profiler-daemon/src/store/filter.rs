@@ -10,7 +10,7 @@ use rusqlite::types::Value;
 pub struct RequestId(pub(super) [u8; 12]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a request id is 24 lower-case hexadecimal digits")]
+#[error("not a request id: 24 lower-case hexadecimal digits")]
 pub struct InvalidId;
 
 impl FromStr for RequestId {

@@ -87,6 +87,8 @@ enum Last {
     Close,
     Reset,
     Exit,
+    /// It does not: profiling ends.
+    Stop,
 }
 
 impl Connection {
@@ -145,6 +147,11 @@ impl Connection {
     /// The process is gone.
     pub fn exit(&mut self, time: u64, sink: Sink<'_>) {
         self.end(Last::Exit, time, sink);
+    }
+
+    /// Profiling ends here; the connection may go on.
+    pub fn stop(&mut self, time: u64, sink: Sink<'_>) {
+        self.end(Last::Stop, time, sink);
     }
 
     /// Finishes a chunked response that looks over. For a caller who does not want to wait for the next request.
@@ -335,10 +342,12 @@ impl Connection {
         let cut = match last {
             Last::Close | Last::Reset => (Outcome::Aborted, Some(note::RESPONSE_CUT)),
             Last::Exit => (Outcome::Exit, Some(note::PROCESS_EXIT)),
+            Last::Stop => (Outcome::Incomplete, Some(note::STOPPED)),
         };
+        let by_peer = matches!(last, Last::Close | Last::Reset);
         while let Some(first) = self.open.front() {
             let (end, (outcome, why)) = match self.output {
-                _ if first.first_out.is_none() && last == Last::Exit => (time, cut),
+                _ if first.first_out.is_none() && !by_peer => (time, cut),
                 _ if first.first_out.is_none() => {
                     let partial = self.input == Input::Head && self.open.len() == 1;
                     let why = if partial { note::HEAD_PARTIAL } else { note::NO_RESPONSE };
@@ -346,10 +355,10 @@ impl Connection {
                 }
                 _ if self.provisionally_over() => (first.last_out, (Outcome::Complete, None)),
                 Output::UntilClose if last == Last::Close => (first.last_out, (Outcome::Complete, None)),
-                Output::Chunked { ending: Ending::EmptyLine | Ending::Unknown, .. } if last != Last::Exit => {
+                Output::Chunked { ending: Ending::EmptyLine | Ending::Unknown, .. } if by_peer => {
                     (first.last_out, (Outcome::Incomplete, Some(note::RESPONSE_END)))
                 }
-                Output::Unreadable if last != Last::Exit => {
+                Output::Unreadable if by_peer => {
                     (first.last_out, (Outcome::Incomplete, Some(note::RESPONSE_FRAMING)))
                 }
                 _ => (first.last_out, cut),

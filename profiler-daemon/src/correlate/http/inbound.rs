@@ -53,9 +53,7 @@ impl Connection {
             match self.input {
                 Input::Foreign => return,
                 Input::Expect => {
-                    // Empty lines before a request are skipped (RFC 9112, 2.2).
-                    let lead = seen.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-                    seen = &seen[lead..];
+                    seen = without_empty_lines(seen);
                     if seen.is_empty() {
                         // So are invisible ones.
                         if hidden > 2 {
@@ -104,14 +102,15 @@ impl Connection {
                     let owned = self.input == Input::Opaque;
                     let may_begin = if owned { self.may_begin_in_body() } else { true };
                     let may_begin = may_begin && (self.input != Input::Lost || piece.begins);
-                    if may_begin && head::may_become_request(first_line(seen)) {
-                        if memchr(b'\n', seen).is_some() {
-                            if head::request_line_fits(seen) {
+                    let request = without_empty_lines(seen);
+                    if may_begin && head::may_become_request(first_line(request)) {
+                        if memchr(b'\n', request).is_some() {
+                            if head::request_line_fits(request) {
                                 self.input = Input::Expect;
                                 continue;
                             }
                         } else if hidden == 0 {
-                            self.request.push(seen);
+                            self.request.push(request);
                             self.input = Input::Maybe { since: origin, owned };
                             return;
                         }
@@ -410,6 +409,12 @@ impl Connection {
             }
         }
     }
+}
+
+/// Empty lines before a request are no part of it (RFC 9112, 2.2); some clients send one after a body.
+fn without_empty_lines(bytes: &[u8]) -> &[u8] {
+    let lead = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    &bytes[lead..]
 }
 
 fn first_line(bytes: &[u8]) -> &[u8] {

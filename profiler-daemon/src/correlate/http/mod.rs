@@ -120,8 +120,8 @@ pub struct Exchange {
     pub start: u64,
     /// When the first byte of the final response was handed over (not of a 1xx), ns.
     pub first_out: Option<u64>,
-    /// When the last byte of the response was handed over; without a response, when the connection or the process
-    /// ended. Equal to `start` where an incomplete request's end is unknown.
+    /// When the last byte of the response was handed over; without a response, when the connection, the process
+    /// or the profiling ended. Equal to `start` where an incomplete request's end is unknown.
     pub end: u64,
     /// The thread that received the first byte.
     pub tid: u32,
@@ -158,6 +158,7 @@ pub mod note {
     pub const NO_RESPONSE: &str = "connection ended before a response";
     pub const RESPONSE_CUT: &str = "connection ended within the response";
     pub const PROCESS_EXIT: &str = "process exited";
+    pub const STOPPED: &str = "profiling stopped before its end";
     pub const PIPELINE_UNSEEN: &str = "pipelined with a request or response that was not seen";
     pub const PIPELINE_LIMIT: &str = "too many pipelined requests";
     pub const UPGRADED: &str = "pipelined before the connection was upgraded";

@@ -18,6 +18,7 @@ pub struct Stage {
     connections: HashMap<(u32, u32), ConnId>,
     /// Records of a connection that were lost since the last one.
     missing: HashMap<(u32, u32), u32>,
+    lossy: bool,
     /// The marks of connections and threads.
     begun: HashMap<(u32, u32), u64>,
     active: HashMap<u32, u64>,
@@ -108,6 +109,7 @@ impl Stage {
     /// A record of this connection is lost.
     pub fn lose(&mut self, pid: u32, fd: u32) -> &mut Self {
         *self.missing.entry((pid, fd)).or_default() += 1;
+        self.lossy = true;
         self
     }
 
@@ -251,8 +253,15 @@ impl Stage {
         self
     }
 
+    /// Asks after the silent connections; these descriptors are open.
+    pub fn audit(&mut self, open: &[u32]) -> &mut Self {
+        let now = self.time;
+        self.act(|engine, sink| engine.audit(now, &|conn| open.contains(&conn.fd), sink))
+    }
+
     pub fn finish(&mut self) -> &mut Self {
-        self.act(|engine, sink| engine.finish(sink))
+        let (now, whole) = (self.time, !self.lossy);
+        self.act(|engine, sink| engine.finish(now, whole, sink))
     }
 
     pub fn counters(&self) -> Counters {

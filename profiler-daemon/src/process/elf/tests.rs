@@ -35,9 +35,9 @@ fn symbols_and_bias_agree_with_the_loader() {
         elf.read_vaddr(found[name].value, &mut bytes).unwrap();
         // SAFETY: 16 bytes of code of a function that is longer.
         let mapped = unsafe { *(address as *const [u8; 16]) };
-        // A daemon that runs here has its probes in the code: breakpoints.
+        // Where somebody profiles this host, a probe's breakpoint (`int3`) stands for the byte of the file.
         let same = |(file, mapped): (&u8, &u8)| file == mapped || *mapped == 0xcc;
-        assert!(bytes.iter().zip(&mapped).all(same), "{bytes:x?} {mapped:x?}");
+        assert!(bytes.iter().zip(&mapped).all(same), "{name}: {bytes:x?}, {mapped:x?}");
     }
     assert_eq!(elf.soname(), Some("libc.so.6"));
     assert!(elf.debug_fits(0));

@@ -1,0 +1,155 @@
+//! Where a response ends, and what ends a connection before it does.
+
+use super::run::{GET, OK, Run, THREAD};
+use crate::correlate::http::{Connection, Direction, Method, note};
+use crate::record::Outcome::*;
+
+#[test]
+fn one_request_tells_everything() {
+    let mut run = Run::new();
+    run.input("GET /a?secret=1 HTTP/1.1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n");
+    assert_eq!(run.log, ["start 0 at 10 in 1", "head 0 GET /a"]);
+    let current = run.connection.current().expect("open");
+    assert_eq!((current.seq, current.start, current.tid, current.activation), (0, 10, THREAD, 1));
+    assert_eq!(current.head.map(|head| &head.method), Some(&Method::Get));
+    run.transfer(Direction::Out, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", 8).output("ok");
+    assert!(!run.connection.is_open());
+    assert_eq!(run.log[2..], ["status 0 200 at 20"]);
+    let [exchange] = &run.done[..] else { panic!("one exchange") };
+    let head = exchange.head.as_ref().expect("seen");
+    assert_eq!(head.trace_id.expect("valid").to_string(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!((exchange.start, exchange.first_out, exchange.end), (10, Some(20), 30));
+    assert_eq!((exchange.request_bytes, exchange.response_bytes), (98, 40));
+    assert!(exchange.handoff && !exchange.streaming);
+    assert_eq!((exchange.tid, exchange.outcome, exchange.note, exchange.lost), (THREAD, Complete, None, 0));
+}
+
+#[test]
+fn interim_responses_do_not_end_a_request() {
+    let mut run = Run::new();
+    run.input("POST /up HTTP/1.1\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        .output("HTTP/1.1 100 Continue\r\n\r\n")
+        .input("body")
+        .output("HTTP/1.1 103 Early Hints\r\nLink: </s>\r\n\r\n")
+        .output(OK);
+    run.gives(&["POST /up 200 complete 10..50"]);
+    assert_eq!(run.done[0].first_out, Some(50));
+    assert_eq!(run.log[2..], ["status 0 200 at 50"]);
+}
+
+#[test]
+fn refused_expectation_leaves_no_body_behind() {
+    let mut run = Run::new();
+    run.input("POST /up HTTP/1.1\r\nContent-Length: 400\r\nExpect: 100-continue\r\n\r\n")
+        .output("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+        .input(GET)
+        .output(OK);
+    run.gives(&["POST /up 417 complete 10..20", "GET /a 200 complete 30..40"]);
+}
+
+#[test]
+fn responses_without_body() {
+    let long = "Content-Length: 500\r\n\r\n";
+    let mut run = Run::new();
+    run.input("HEAD /h HTTP/1.1\r\n\r\n").output(format!("HTTP/1.1 200 OK\r\n{long}"));
+    run.input(GET).output(format!("HTTP/1.1 304 Not Modified\r\n{long}"));
+    run.input(GET).output("HTTP/1.1 204 No Content\r\n\r\n");
+    run.gives(&["HEAD /h 200 complete 10..20", "GET /a 304 complete 30..40", "GET /a 204 complete 50..60"]);
+}
+
+#[test]
+fn upgrade_ends_http() {
+    let mut run = Run::new();
+    run.input("GET /ws HTTP/1.1\r\nUpgrade: websocket\r\n\r\n")
+        .output("HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    run.input("GET /no HTTP/1.1\r\n\r\n").output(OK).close();
+    run.gives(&["GET /ws 101 upgraded 10..20"]);
+    assert!(run.connection.is_over());
+
+    let mut run = Run::new();
+    run.input("CONNECT db:5432 HTTP/1.1\r\n\r\n").output("HTTP/1.1 200 OK\r\n\r\n").input("\x16\x03").close();
+    run.gives(&["CONNECT db:5432 200 upgraded 10..20"]);
+    let mut run = Run::new();
+    run.input("CONNECT db:5432 HTTP/1.1\r\n\r\n").output(OK.replace("200", "403")).input(GET).output(OK);
+    run.gives(&["CONNECT db:5432 403 complete 10..20", "GET /a 200 complete 30..40"]);
+}
+
+#[test]
+fn chunked_response_ends_at_its_last_chunk() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut run = Run::new();
+    run.input(GET).output(head).output("2\r\nok\r\n").output("0\r\n\r\n");
+    run.gives(&[]);
+    run.act(Connection::flush).gives(&["GET /a 200 complete 10..40"]);
+    // Data that looks like the end: it goes on.
+    run.input(GET).output(format!("{head}7\r\n\r\n0\r\n\r\n")).output("\r\n0\r\n\r\n").idle();
+    assert_eq!(run.lines()[1..], ["GET /a 200 complete 50..70"]);
+    // Ends by the next request.
+    run.input(GET).output(format!("{head}0\r\n\r\n")).input(GET).output(OK);
+    assert_eq!(run.lines()[2..], ["GET /a 200 complete 80..90", "GET /a 200 complete 100..110"]);
+}
+
+#[test]
+fn chunked_trailers() {
+    let body = "2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let announced = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nTrailer: X-Sum\r\n\r\n";
+    let mut run = Run::new();
+    run.input(GET).output(format!("{announced}{body}")).close().gives(&["GET /a 200 complete 10..20"]);
+    // Not announced: text chunks end so too.
+    let silent = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut run = Run::new();
+    run.input(GET).output(format!("{silent}{body}")).input(GET).output(format!("{silent}{body}")).close();
+    run.gives(&["GET /a 200 complete 10..20", "GET /a 200 incomplete 30..40"]);
+    assert_eq!(run.done[1].note, Some(note::RESPONSE_END));
+}
+
+#[test]
+fn chunked_response_cut_off() {
+    let mut run = Run::new();
+    run.input(GET).output("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel").close();
+    run.gives(&["GET /a 200 aborted 10..20"]);
+    assert_eq!(run.done[0].note, Some(note::RESPONSE_CUT));
+}
+
+#[test]
+fn body_until_close() {
+    let head = "HTTP/1.0 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n";
+    let start = || {
+        let mut run = Run::new();
+        run.input("GET /s HTTP/1.0\r\n\r\n")
+            .output(head)
+            .output("data: 1\n\n")
+            .output("HTTP/1.1 200 OK\r\n\r\n");
+        run.idle().gives(&[]);
+        run
+    };
+    let mut run = start();
+    run.close().gives(&["GET /s 200 complete 10..40"]);
+    assert!(run.done[0].streaming);
+    start().reset().gives(&["GET /s 200 aborted 10..40"]);
+    start().exit().gives(&["GET /s 200 exit 10..40"]);
+    start().stop().gives(&["GET /s 200 incomplete 10..40"]);
+}
+
+#[test]
+fn connection_ends_early() {
+    for (end, outcome) in [
+        (Run::close as fn(&mut Run) -> &mut Run, "aborted"),
+        (Run::reset, "aborted"),
+        (Run::exit, "exit"),
+        (Run::stop, "incomplete"),
+    ] {
+        let mut run = Run::new();
+        end(run.input(GET)).gives(&[&format!("GET /a - {outcome} 10..20")]);
+        let mut run = Run::new();
+        end(run.input(GET).output(&OK[..OK.len() - 1])).gives(&[&format!("GET /a 200 {outcome} 10..20")]);
+        let mut run = Run::new();
+        end(run.input(GET).output("HTTP/1.1 100 Continue\r\n\r\n"))
+            .gives(&[&format!("GET /a - {outcome} 10..30")]);
+        let mut run = Run::new();
+        end(run.input(GET).output(OK)).gives(&["GET /a 200 complete 10..20"]);
+    }
+    let mut run = Run::new();
+    run.input("GET /slow HTTP/1.1\r\nHo").close().gives(&["GET /slow - aborted 10..20"]);
+    assert_eq!(run.done[0].note, Some(note::HEAD_PARTIAL));
+}
