@@ -7,28 +7,40 @@ pub struct Fault;
 /// A process's memory.
 pub trait Memory {
     /// Reads the eight bytes at `address`.
-    fn word(&self, address: u64) -> Result<u64, Fault>;
-    /// Fills `block` from `address`.
-    fn block(&self, address: u64, block: &mut Block) -> Result<(), Fault>;
+    fn word(&self, address: u64) -> Result<u64, Fault> {
+        let mut block = Block::<8>::zeroed();
+        self.fill(address, 8, &mut block)?;
+        Ok(block.u64(0))
+    }
+
+    /// Reads the sixteen bytes at `address`.
+    fn pair(&self, address: u64) -> Result<(u64, u64), Fault> {
+        let mut block = Block::<16>::zeroed();
+        self.fill(address, 16, &mut block)?;
+        Ok((block.u64(0), block.u64(8)))
+    }
+
+    /// Reads `size` bytes, at most `N`, from `address` to the start of `block`.
+    fn fill<const N: usize>(&self, address: u64, size: u32, block: &mut Block<N>) -> Result<(), Fault>;
 }
 
-/// Bytes read at once from an interpreter structure. 96 covers every field we need of a frame and of the fixed part
-/// of a code object, in all versions; the excess makes every masked index valid.
+/// Room for `N` bytes, a power of two, and slack behind, so that a field at any index below `N` lies inside.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-pub struct Block {
-    bytes: [u8; Block::CAPACITY],
+pub struct Block<const N: usize> {
+    bytes: [u8; N],
+    slack: [u8; 8],
 }
 
-impl Block {
-    /// How many bytes a read fills.
-    pub const READ: usize = 96;
-    const CAPACITY: usize = 136;
-    /// Offsets are masked to this, which keeps a wild offset inside the block (and tells the verifier so).
-    const MASK: usize = 127;
+impl<const N: usize> Block<N> {
+    /// Indices are masked to this, which keeps a wild one inside the block (and tells the verifier so).
+    const MASK: usize = {
+        assert!(N.is_power_of_two());
+        N - 1
+    };
 
     pub const fn zeroed() -> Self {
-        Self { bytes: [0; Self::CAPACITY] }
+        Self { bytes: [0; N], slack: [0; 8] }
     }
 
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -36,23 +48,26 @@ impl Block {
     }
 
     #[inline(always)]
-    pub fn u64(&self, offset: u16) -> u64 {
-        let at = offset as usize & Self::MASK;
-        // SAFETY: MASK + 8 <= CAPACITY; the read is unaligned.
-        unsafe { self.bytes.as_ptr().add(at).cast::<u64>().read_unaligned() }
+    fn at(&self, index: u32) -> *const u8 {
+        // SAFETY: MASK < N.
+        unsafe { (&raw const *self).cast::<u8>().add(index as usize & Self::MASK) }
     }
 
     #[inline(always)]
-    pub fn u32(&self, offset: u16) -> u32 {
-        let at = offset as usize & Self::MASK;
-        // SAFETY: MASK + 4 <= CAPACITY; the read is unaligned.
-        unsafe { self.bytes.as_ptr().add(at).cast::<u32>().read_unaligned() }
+    pub fn u64(&self, index: u32) -> u64 {
+        // SAFETY: MASK + 8 <= N + 8; the read is unaligned.
+        unsafe { self.at(index).cast::<u64>().read_unaligned() }
     }
 
     #[inline(always)]
-    pub fn u8(&self, offset: u16) -> u8 {
-        let at = offset as usize & Self::MASK;
-        // SAFETY: MASK < CAPACITY.
-        unsafe { *self.bytes.as_ptr().add(at) }
+    pub fn u32(&self, index: u32) -> u32 {
+        // SAFETY: MASK + 4 <= N + 8; the read is unaligned.
+        unsafe { self.at(index).cast::<u32>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    pub fn u8(&self, index: u32) -> u8 {
+        // SAFETY: MASK < N.
+        unsafe { *self.at(index) }
     }
 }

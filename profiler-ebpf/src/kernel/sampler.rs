@@ -16,8 +16,8 @@ use profiler_common::{
     USER_FRAMES_MAX, flags, target_flags,
 };
 use profiler_ebpf::{
-    memory::{Block, Memory},
-    python,
+    memory::Memory,
+    python::{self, Scratch},
 };
 
 use super::{
@@ -45,7 +45,7 @@ pub struct Walk {
     frames: [RawFrame; USER_FRAMES_MAX],
     /// The kernel stack lands behind the last user frame, at worst here.
     kernel: [u64; KERNEL_FRAMES_MAX],
-    block: Block,
+    scratch: Scratch,
     target: Target,
     pc: u64,
     sp: u64,
@@ -100,6 +100,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.steps = 0;
     walk.leaf = 1;
     walk.python = 0;
+    walk.scratch.forget();
     // SAFETY: the context of a perf-event program is bpf_perf_event_data.
     let (regs, period) = unsafe { (&(*ctx.ctx).regs, (*ctx.ctx).sample_period) };
     walk.sample.weight = period;
@@ -214,7 +215,7 @@ fn native_caller(walk: &mut Walk) {
     if fp & 7 == 0
         && fp > walk.sp
         && fp - walk.sp < STACK_SPAN
-        && let (Ok(next), Ok(ret)) = (Current.word(fp), Current.word(fp + 8))
+        && let Ok((next, ret)) = Current.pair(fp)
         && ret != 0
     {
         (walk.pc, walk.sp, walk.fp) = (ret, fp + 8, next);
@@ -231,7 +232,7 @@ fn python_frame(walk: &mut Walk) {
         return;
     }
     let address = walk.python;
-    match python::step(&Current, &walk.target.python, address, &mut walk.block) {
+    match python::step(&Current, &walk.target.python, address, &mut walk.scratch) {
         Ok(step) => {
             walk.python = step.previous;
             push(walk, step.frame);

@@ -86,8 +86,16 @@ impl Memory for Current {
     }
 
     #[inline(always)]
-    fn block(&self, address: u64, block: &mut Block) -> Result<(), Fault> {
-        // SAFETY: READ is less than the block's capacity.
-        unsafe { read_user(block.as_mut_ptr(), Block::READ as u32, address) }
+    fn pair(&self, address: u64) -> Result<(u64, u64), Fault> {
+        let mut pair = [0u64; 2];
+        // SAFETY: a local of sixteen bytes.
+        unsafe { read_user((&raw mut pair).cast(), 16, address) }?;
+        Ok((pair[0], pair[1]))
+    }
+
+    #[inline(always)]
+    fn fill<const N: usize>(&self, address: u64, size: u32, block: &mut Block<N>) -> Result<(), Fault> {
+        // SAFETY: the masked size is below the block's; the mask is what the verifier believes.
+        unsafe { read_user(block.as_mut_ptr(), size & (N as u32 - 1), address) }
     }
 }
