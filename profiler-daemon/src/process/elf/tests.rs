@@ -34,7 +34,10 @@ fn symbols_and_bias_agree_with_the_loader() {
         let mut bytes = [0; 16];
         elf.read_vaddr(found[name].value, &mut bytes).unwrap();
         // SAFETY: 16 bytes of code of a function that is longer.
-        assert_eq!(bytes, unsafe { *(address as *const [u8; 16]) });
+        let loaded = unsafe { *(address as *const [u8; 16]) };
+        // A profiler that runs on this machine puts the breakpoints of its uprobes (int3) into this copy.
+        let same = |(file, memory): (&u8, &u8)| file == memory || *memory == 0xcc;
+        assert!(bytes.iter().zip(&loaded).all(same), "{bytes:x?} in the file, {loaded:x?} in memory");
     }
     assert_eq!(elf.soname(), Some("libc.so.6"));
     assert!(elf.debug_fits(0));
