@@ -51,6 +51,11 @@ impl Peer {
         matches!(self, Self::Reqprof | Self::Reqprof999)
     }
 
+    /// Whether it is a process of its own, whose CPU and memory can be told from the workers'.
+    pub fn has_process(self) -> bool {
+        matches!(self, Self::Reqprof | Self::Reqprof999 | Self::PySpy)
+    }
+
     /// The name that the shop's settings know a middleware by.
     pub fn middleware(self) -> Option<&'static str> {
         match self {
