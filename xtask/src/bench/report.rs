@@ -27,8 +27,10 @@ pub const METHOD: &str = "Client, profiler and workers share the CPUs.
 - **p99**: over all requests of all slices without and with, so not paired.
 - **recorded**: requests that reqprof recorded, of those that the client saw answered while it was attached.
 
-The steady state is measured apart: attached once, watched after 5 s under the same load. The profiler's own CPU is a share of one
-core. The time inside the BPF programs is the kernel's count, whose own cost is in no other figure.";
+The steady state is measured apart: attached once, watched after 5 s under the same load. The profiler's own CPU and the time
+inside the BPF programs are shares of one core. For 1,000 samples/s: its own CPU over the samples it took, so that rates can be
+compared; at a low rate most of it is the requests', not the samples'. The kernel's count of the time inside the BPF programs
+costs something itself, which is in no other table.";
 
 impl Page {
     pub fn failures(&self) -> usize {
