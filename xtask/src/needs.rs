@@ -19,18 +19,17 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: [Need; 13] = [
+const NEEDS: [Need; 12] = [
     // `go tool pprof` reads our pprof files.
     Need { thing: "go", package: "golang-go" },
-    // Flame graphs and the web page are used in it as a person would.
+    // Flame graphs are used in it as a person would; speedscope, which is a web page, opens our files in it.
     Need { thing: "chromium", package: "chromium" },
     Need { thing: "node", package: "nodejs" },
     Need { thing: "npm", package: "npm" },
-    // It scrapes us, and its promtool judges our metrics.
+    // Its promtool judges our metrics.
     Need { thing: "promtool", package: "prometheus" },
     Need { thing: "nginx", package: "nginx-light" },
     Need { thing: "wrk", package: "wrk" },
-    Need { thing: "python3", package: "python3" },
     // The interpreter whose frames are read, how its environments are made, and its own account of its structures.
     Need { thing: "/usr/bin/python3.11", package: "python3.11" },
     Need { thing: "/usr/lib/python3.11/ensurepip/__init__.py", package: "python3.11-venv" },
