@@ -99,12 +99,13 @@ fn recycled_workers_lose_nothing() {
         if record["samples"].as_u64() >= Some(3) {
             sampled += 1;
             let names = python_names(&daemon, record);
-            // The last requests of a worker may be looked at when it is gone and can no longer be asked for names. Their
-            // stacks say so.
+            // The last requests of a worker may be looked at when it is gone: it can no longer be asked for names, or even
+            // for its interpreter. Their stacks say so: `<python code 0x2ea530d0: gone>`.
+            let says_why = |name: &String| name.starts_with("<python code ");
             if names.contains("burn_d") {
                 named += 1;
             } else {
-                assert!(names.iter().any(|name| name.ends_with(": gone>")), "{names:?} of {record:#}");
+                assert!(names.iter().any(says_why), "{names:?} of {record:#}");
             }
         }
     }
@@ -114,7 +115,9 @@ fn recycled_workers_lose_nothing() {
     assert!(sampled >= 40, "only {sampled} requests were long enough to be sampled");
     // Of five requests that a worker serves, the last or the last two.
     assert!(named * 5 >= sampled * 3, "only {named} of {sampled} stacks have names; {errors:#}");
-    assert!(named == sampled || errors["python.gone"].as_u64() > Some(0), "{errors:#}");
+    let counted =
+        errors.as_object().is_some_and(|errors| errors.keys().any(|key| key.starts_with("python.")));
+    assert!(named == sampled || counted, "{errors:#}");
     wait_for("dead workers to be forgotten", || (daemon.target_pids().len() <= 4).then_some(()));
 }
 
