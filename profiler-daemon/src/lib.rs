@@ -18,3 +18,7 @@ pub mod serve;
 pub mod session;
 pub mod store;
 pub mod symbolize;
+
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;

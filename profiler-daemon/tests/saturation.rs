@@ -6,17 +6,18 @@
 //!
 //! Needs root, nginx and wrk. Runs with `REQPROF_E2E=1`; otherwise, and where something is missing, it says so.
 
+mod support;
+
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::http::Client;
+use support::process::{Group, free_port};
+use support::{Daemon, skip, wait_for};
+use tempfile::TempDir;
 
-/// For everything that is waited for: the machine may be busy with other things.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// How much larger the daemon may be after a second load than after the first of the same kind. What grows for good
 /// is SQLite's page cache and the allocator's slack, some megabytes; one leaked record per request would be more.
 const GROWTH_MAX_KIB: u64 = 16 * 1024;
@@ -25,71 +26,32 @@ const ROUNDS: u32 = 16;
 /// The budget for the daemon as a whole.
 const RSS_MAX_KIB: u64 = 100 * 1024;
 
-/// Ends a process, politely first, when the test is over however it ends.
-struct Server(Child);
-
-impl Server {
-    fn signal(&self, signal: i32) {
-        // SAFETY: no memory is involved; the child has not been waited for, so the pid is its own.
-        unsafe { libc::kill(self.0.id() as i32, signal) };
+/// Whether this can run here; says so if not.
+fn can_run(name: &str) -> bool {
+    if !support::can_run(name) {
+        return false;
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.signal(libc::SIGCONT);
-        self.signal(libc::SIGTERM);
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end && matches!(self.0.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn missing() -> Option<String> {
-    if std::env::var("REQPROF_E2E").as_deref() != Ok("1") {
-        return Some("REQPROF_E2E is not 1".into());
-    }
-    // SAFETY: no arguments.
-    if unsafe { libc::geteuid() } != 0 {
-        return Some("not root".into());
-    }
-    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
-    ["nginx", "wrk"]
+    let missing = [("nginx", Command::new(nginx())), ("wrk", Command::new("wrk"))]
         .into_iter()
-        .find(|tool| !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()))
-        .map(|tool| format!("{tool} is not installed"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn get(port: u16, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
-}
-
-/// Asks until there is an answer that will do.
-fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < end, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(100));
+        .find_map(|(tool, mut command)| command.arg("-v").output().err().map(|error| (tool, error)));
+    if let Some((tool, error)) = &missing {
+        skip(name, format!("{tool} does not run: {error}"));
     }
+    missing.is_none()
 }
 
-fn start_nginx(dir: &Path, port: u16) -> Server {
+/// Debian's is not on everybody's `PATH`.
+fn nginx() -> &'static str {
+    if Path::new("/usr/sbin/nginx").is_file() { "/usr/sbin/nginx" } else { "nginx" }
+}
+
+/// The body, if the answer is a good one.
+fn get(port: u16, path: &str) -> Option<String> {
+    let answer = Client::new(port).request("GET", path, b"").ok()?;
+    (answer.status == 200).then(|| answer.text())
+}
+
+fn start_nginx(dir: &Path, port: u16) -> Group {
     fs::create_dir_all(dir.join("html")).unwrap();
     fs::write(dir.join("html/small.html"), vec![b'x'; 1024]).unwrap();
     fs::write(dir.join("html/large.bin"), vec![b'y'; 1 << 20]).unwrap();
@@ -105,34 +67,17 @@ fn start_nginx(dir: &Path, port: u16) -> Server {
          server {{ listen 127.0.0.1:{port}; root {at}/html; location = /count {{ stub_status; }} }} }}"
     );
     fs::write(dir.join("nginx.conf"), config).unwrap();
-    let nginx = if Path::new("/usr/sbin/nginx").is_file() { "/usr/sbin/nginx" } else { "nginx" };
-    let child = Command::new(nginx)
-        .arg("-c")
-        .arg(dir.join("nginx.conf"))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("nginx starts");
-    let server = Server(child);
-    until("nginx", || get(port, "/count"));
+    let mut command = Command::new(nginx());
+    let server = Group::spawn(command.arg("-c").arg(dir.join("nginx.conf")).stderr(Stdio::null()));
+    wait_for("nginx", || get(port, "/count"));
     server
 }
 
-fn start_daemon(dir: &Path, nginx: &Server, port: u16, ring: &str) -> Server {
+fn start_daemon(dir: &Path, nginx: &Group, ring: &str) -> Daemon {
     let config = dir.join("reqprof.yaml");
     fs::write(&config, format!("ring_size: {ring}\n")).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_reqprof"))
-        .arg("daemon")
-        .arg("--config")
-        .arg(&config)
-        .args(["--pid", &nginx.0.id().to_string(), "--listen", &format!("127.0.0.1:{port}")])
-        .arg("--store")
-        .arg(dir.join("store"))
-        .stderr(fs::File::create(dir.join("daemon.log")).unwrap())
-        .spawn()
-        .expect("the daemon starts");
-    let server = Server(child);
-    until("the daemon", || get(port, "/-/ready"));
-    server
+    let config = config.to_str().expect("a path of letters");
+    Daemon::start_in(dir, &["--config", config, "--pid", &nginx.pid().to_string()])
 }
 
 fn wrk(port: u16, seconds: u32, arguments: &[&str], path: &str) -> Child {
@@ -152,8 +97,8 @@ fn served(port: u16) -> u64 {
     numbers.and_then(|n| n.parse().ok()).expect("the third number of the third line")
 }
 
-fn resident_kib(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.0.id())).unwrap();
+fn resident_kib(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim_end_matches("kB").trim().parse().unwrap()
 }
@@ -164,7 +109,7 @@ struct Books(Value);
 impl Books {
     /// `seen`: requests that must have begun by then.
     fn settled(port: u16, seen: u64) -> Self {
-        until("the books to be closed", || {
+        wait_for("the books to be closed", || {
             let status: Value = serde_json::from_str(&get(port, "/api/v1/status")?).ok()?;
             let books = Self(status);
             let (begun, ended) = (books.of("begun"), books.of("finished") + books.of("lost"));
@@ -191,24 +136,17 @@ fn outcomes(port: u16) -> Vec<(String, u64)> {
         .collect()
 }
 
-fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
 #[test]
 fn every_request_is_recorded_or_counted_as_lost() {
-    if let Some(reason) = missing() {
-        eprintln!("SKIPPED: {reason}");
+    if !can_run("every_request_is_recorded_or_counted_as_lost") {
         return;
     }
-    let dir = scratch("saturation");
-    let (web, api) = (free_port(), free_port());
-    let nginx = start_nginx(&dir, web);
+    let dir = TempDir::new().expect("a directory");
+    let web = free_port();
+    let nginx = start_nginx(dir.path(), web);
     let before = served(web);
-    let daemon = start_daemon(&dir, &nginx, api, "8MiB");
+    let daemon = start_daemon(dir.path(), &nginx, "8MiB");
+    let api = daemon.port;
     let loads: [(&[&str], &str, u32); 4] = [
         (&[], "/small.html", 3),
         (&["-H", "Connection: close"], "/small.html", 2),
@@ -233,22 +171,19 @@ fn every_request_is_recorded_or_counted_as_lost() {
     let (first, last) = (memory[0], memory[memory.len() - 1]);
     assert!(last <= first + GROWTH_MAX_KIB, "the daemon grew from {first} to {last} KiB: {memory:?}");
     assert!(memory.iter().all(|kib| *kib <= RSS_MAX_KIB), "{memory:?}");
-    drop(daemon);
-    drop(nginx);
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn what_a_full_ring_loses_is_counted_and_flagged() {
-    if let Some(reason) = missing() {
-        eprintln!("SKIPPED: {reason}");
+    if !can_run("what_a_full_ring_loses_is_counted_and_flagged") {
         return;
     }
-    let dir = scratch("full-ring");
-    let (web, api) = (free_port(), free_port());
-    let nginx = start_nginx(&dir, web);
+    let dir = TempDir::new().expect("a directory");
+    let web = free_port();
+    let nginx = start_nginx(dir.path(), web);
     let before = served(web);
-    let daemon = start_daemon(&dir, &nginx, api, "256KiB");
+    let daemon = start_daemon(dir.path(), &nginx, "256KiB");
+    let api = daemon.port;
     // The ring becomes full within a request or between two, as it happens; both are to be seen.
     for round in 0..ROUNDS {
         let arguments = if round % 2 == 0 { &[][..] } else { &["-H", "Connection: close"] };
@@ -256,7 +191,7 @@ fn what_a_full_ring_loses_is_counted_and_flagged() {
         // Stopped until nginx has answered more than the ring has room for.
         let full = served(web) + 2_000;
         daemon.signal(libc::SIGSTOP);
-        until("nginx to be ahead", || {
+        wait_for("nginx to be ahead", || {
             (served(web) >= full || load.try_wait().unwrap().is_some()).then_some(())
         });
         daemon.signal(libc::SIGCONT);
@@ -280,7 +215,4 @@ fn what_a_full_ring_loses_is_counted_and_flagged() {
     }
     let flagged = outcomes(api).iter().any(|(outcome, n)| outcome == "incomplete" && *n > 0);
     assert!(flagged, "those whose end was lost are flagged: {:?}", outcomes(api));
-    drop(daemon);
-    drop(nginx);
-    fs::remove_dir_all(dir).unwrap();
 }

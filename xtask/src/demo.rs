@@ -3,9 +3,9 @@
 //! and the slowest request's tree.
 //!
 //! What it started it stops, unless `--keep` asks to leave site and daemon running; `--stop` ends those, and so does
-//! the next demo.
+//! the next demo, also when the one that should have kept them was interrupted.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use crate::load::{self, Plan, Report, Route, client};
 use crate::sh;
-use crate::site::service::{Identity, Lifetime, Service};
+use crate::site::register::Register;
+use crate::site::service::{Lifetime, Service};
 use crate::site::{Install, ServeOptions, Site, free_port};
 
 const DEFAULT_PORT: u16 = 9977;
@@ -48,8 +49,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let kept = sh::root().join("target/demo/running.json");
-    if stop_kept(&kept)? {
+    require_root()?;
+    let kept = Register::at(sh::root().join("target/demo/running.json"));
+    if kept.stop_all()? {
         eprintln!("Stopped the site and the daemon of an earlier demo.");
     } else if options.stop {
         eprintln!("No demo is running.");
@@ -57,25 +59,24 @@ pub fn run(options: &Options) -> Result<()> {
     if options.stop {
         return Ok(());
     }
-    require_root()?;
     let reqprof = match &options.reqprof {
         Some(file) => std::path::absolute(file)?,
         None => build_reqprof()?,
     };
     let install = Install::prepare()?;
-    let lifetime = if options.keep { Lifetime::Detached } else { Lifetime::Bound };
+    let lifetime = if options.keep { Lifetime::Detached(kept) } else { Lifetime::Bound };
     let site = install.serve(&ServeOptions {
         name: "gunicorn".into(),
         workers: WORKERS,
         database_url: install.sqlite()?,
         middleware: None,
-        lifetime,
+        lifetime: lifetime.clone(),
     })?;
     eprintln!("The shop runs at http://{}/ with {WORKERS} gunicorn workers.", site.addr);
 
     // The first request of every worker imports half of Django; those are not the ones to look at.
     drive(&site, None, Some(WARM_UP_REQUESTS))?;
-    let mut daemon = Daemon::start(&reqprof, &install, &site, lifetime)?;
+    let mut daemon = Daemon::start(&reqprof, &install, &site, &lifetime)?;
     eprintln!("reqprof listens at http://{}/.", daemon.addr);
 
     eprintln!("Driving {CONNECTIONS} connections for {} seconds …", options.seconds);
@@ -98,12 +99,8 @@ pub fn run(options: &Options) -> Result<()> {
 
     let page = format!("http://{}/", daemon.addr);
     if options.keep {
-        let still_running = json!({
-            "site": identity(site.service.leave_running()?),
-            "daemon": identity(daemon.service.leave_running()?),
-        });
-        fs::write(&kept, still_running.to_string())
-            .with_context(|| format!("cannot write {}", kept.display()))?;
+        site.service.leave_running()?;
+        daemon.service.leave_running()?;
         println!("\nThe web page: {page}");
         println!("The shop:     http://{}/", site.addr);
         println!("Both go on running. `cargo xtask demo --stop` stops them.");
@@ -183,11 +180,9 @@ struct Slowest {
 }
 
 impl Daemon {
-    fn start(reqprof: &Path, install: &Install, site: &Site, lifetime: Lifetime) -> Result<Self> {
+    fn start(reqprof: &Path, install: &Install, site: &Site, lifetime: &Lifetime) -> Result<Self> {
         let store = install.home.join("store");
-        if store.exists() {
-            fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))?;
-        }
+        remove_store(&store)?;
         // The daemon refuses a store that others may read or write.
         DirBuilder::new().mode(0o700).create(&store)?;
         let addr = listen_address()?;
@@ -219,6 +214,21 @@ impl Daemon {
         ensure!(status.success(), "reqprof {} failed ({status})", arguments.join(" "));
         Ok(())
     }
+}
+
+/// Removes a store of an earlier daemon, but not under one that still writes to it.
+pub fn remove_store(store: &Path) -> Result<()> {
+    if !store.exists() {
+        return Ok(());
+    }
+    // A daemon holds the lock on this file as long as it lives. It stays ours until the file is gone.
+    let lock = File::open(store.join("lock"));
+    if let Ok(lock) = &lock
+        && let Err(TryLockError::WouldBlock) = lock.try_lock()
+    {
+        bail!("a daemon is still using {}. Remedy: stop it first", store.display());
+    }
+    fs::remove_dir_all(store).with_context(|| format!("cannot remove {}", store.display()))
 }
 
 /// Whether the daemon at `addr` has attached its probes.
@@ -271,25 +281,6 @@ fn listen_address() -> Result<SocketAddr> {
     Ok(other)
 }
 
-fn identity(process: Identity) -> Value {
-    json!({"pid": process.pid, "start_ticks": process.start_ticks})
-}
-
-/// Stops what `--keep` left behind. Returns whether anything was still running.
-fn stop_kept(file: &Path) -> Result<bool> {
-    let Ok(text) = fs::read_to_string(file) else { return Ok(false) };
-    let kept: Value = serde_json::from_str(&text).unwrap_or_default();
-    let mut stopped = false;
-    for name in ["daemon", "site"] {
-        let number = |key: &str| kept[name][key].as_u64();
-        if let (Some(pid), Some(start_ticks)) = (number("pid"), number("start_ticks")) {
-            stopped |= Identity { pid: u32::try_from(pid)?, start_ticks }.stop_group()?;
-        }
-    }
-    fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
-    Ok(stopped)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,13 +302,16 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_demo_that_is_gone_is_forgotten_and_nothing_is_stopped() {
-        let file = std::env::temp_dir().join(format!("reqprof-demo-kept-{}.json", std::process::id()));
-        // Our own pid with another start time: a reused pid must be left alone.
-        let other = identity(Identity { pid: std::process::id(), start_ticks: 0 });
-        fs::write(&file, json!({"site": other, "daemon": other}).to_string()).unwrap();
-        assert!(!stop_kept(&file).unwrap());
-        assert!(!file.exists());
-        assert!(!stop_kept(&file).unwrap());
+    fn a_store_is_not_removed_under_a_daemon() {
+        let store = std::env::temp_dir().join(format!("reqprof-demo-store-{}", std::process::id()));
+        remove_store(&store).unwrap();
+        fs::create_dir_all(&store).unwrap();
+        let lock = File::create(store.join("lock")).unwrap();
+        lock.lock().unwrap();
+        let refusal = remove_store(&store).unwrap_err().to_string();
+        assert!(refusal.contains("still using") && store.join("lock").exists(), "{refusal}");
+        drop(lock);
+        remove_store(&store).unwrap();
+        assert!(!store.exists());
     }
 }

@@ -15,6 +15,7 @@ use crate::sh;
 use service::{Lifetime, Service, children_of};
 
 pub mod python;
+pub mod register;
 pub mod service;
 
 /// Long enough for a loaded machine to import Django in every worker.
@@ -88,7 +89,7 @@ impl Install {
     pub fn sqlite(&self) -> Result<String> {
         let file = self.home.join("shop.sqlite3");
         let url = format!("sqlite:///{}", file.display());
-        self.once(&self.home, "shop.sqlite3", &self.schema()?, || {
+        self.once(&file, "shop.sqlite3", &self.schema()?, || {
             for suffix in ["", "-wal", "-shm"] {
                 let path = self.home.join(format!("shop.sqlite3{suffix}"));
                 if path.exists() {
@@ -146,7 +147,7 @@ impl Install {
         }
         let log = self.log(&options.name);
         let mut service =
-            Service::start("gunicorn", self.with_bytecode_elsewhere(gunicorn), &log, options.lifetime)?;
+            Service::start("gunicorn", self.with_bytecode_elsewhere(gunicorn), &log, &options.lifetime)?;
         let master = service.pid();
         let workers = options.workers;
         let ready = service.wait_for("ready", START_LIMIT, || {
@@ -179,12 +180,17 @@ impl Install {
             .collect()
     }
 
-    /// Runs `work` unless it succeeded before with the same `input`. The stamp that says so lies in `folder`, beside
-    /// what `work` makes, and is gone when that is.
-    fn once(&self, folder: &Path, name: &str, input: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Runs `work`, which makes or changes `made`, unless it succeeded before with the same `input` and `made` is still
+    /// there. The stamp that says so lies in it, if it is a folder (and is gone when that is), else beside it.
+    fn once(&self, made: &Path, name: &str, input: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let folder = if made == self.environment() { made } else { &self.home };
         let stamp = folder.join(format!("{name}.stamp"));
-        if fs::read_to_string(&stamp).is_ok_and(|done| done == input) {
+        if made.exists() && fs::read_to_string(&stamp).is_ok_and(|done| done == input) {
             return Ok(());
+        }
+        // Work that is done again and fails half way has undone what the stamp speaks of.
+        if stamp.exists() {
+            fs::remove_file(&stamp).with_context(|| format!("cannot remove {}", stamp.display()))?;
         }
         work()?;
         fs::write(&stamp, input).with_context(|| format!("cannot write {}", stamp.display()))
@@ -207,4 +213,36 @@ impl Site {
 pub fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
     Ok(listener.local_addr()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_or_was_half_made_is_made_again() {
+        let home = std::env::temp_dir().join(format!("reqprof-site-once-{}", std::process::id()));
+        fs::create_dir_all(&home).unwrap();
+        let install = Install { sources: home.clone(), home: home.clone() };
+        let file = home.join("shop.sqlite3");
+        let make = |input: &str, succeeds: bool| {
+            let mut ran = false;
+            let outcome = install.once(&file, "shop.sqlite3", input, || {
+                ran = true;
+                fs::write(&file, input)?;
+                anyhow::ensure!(succeeds, "half way");
+                Ok(())
+            });
+            assert_eq!(outcome.is_ok(), succeeds || !ran);
+            ran
+        };
+        assert!(make("one", true));
+        assert!(!make("one", true), "nothing has changed");
+        fs::remove_file(&file).unwrap();
+        assert!(make("one", true), "its stamp is still there, it is not");
+        assert!(make("two", false));
+        assert!(make("one", true), "the stamp spoke of what is overwritten");
+        assert!(!make("one", true));
+        fs::remove_dir_all(home).unwrap();
+    }
 }

@@ -5,6 +5,8 @@
 //! test step counts its tests. A step that fails does not stop the later ones, so one run shows everything.
 //!
 //! A test that cannot run here prints a line `SKIPPED name: reason` and returns; it then counts as skipped, not passed.
+//! A step that cannot run is skipped as a whole. Two things are failures, because a green run would then say nothing: a
+//! filter that no test's name contains, and root's rights without a single server profiled on the running kernel.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +19,7 @@ use clap::Args;
 
 use crate::site::Install;
 use crate::toolchain::Toolchain;
-use crate::{ebpf, needs, sh};
+use crate::{ebpf, needs, sh, toolchain};
 
 #[derive(Args)]
 pub struct Options {
@@ -32,12 +34,21 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<bool> {
     let mut report = Report::default();
     let filter = options.filter.as_deref();
+    if let Err(error) = toolchain::check_compiler() {
+        println!("warning: {error:#}");
+    }
     if filter.is_none() {
         report.check("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"])));
         let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
         report.check("lints", || sh::run(sh::cargo().args(lints)));
         if !options.fast {
             object(&mut report);
+        }
+    }
+    if !options.fast {
+        // First, since unit tests too look at interpreters and their headers.
+        for (package, reason) in needs::packages() {
+            report.skip(&format!("Debian's package {package}"), &reason);
         }
     }
     report.tests("unit tests", cargo_test(&["--workspace", "--lib", "--bins"], filter));
@@ -47,6 +58,11 @@ pub fn run(options: &Options) -> Result<bool> {
             applications(&mut report);
         }
         integration_tests(&mut report, filter);
+    }
+    if let Some(filter) = filter {
+        report.require_a_test(filter);
+    } else if !options.fast && sh::is_root() {
+        report.require_a_profiled_server();
     }
     print!("\n{report}");
     Ok(report.failed == 0)
@@ -104,12 +120,9 @@ fn oracle(python: &Path) -> Result<()> {
 /// The tests that run the real program and real readers of what it writes; as root, those too that load the BPF object
 /// into the running kernel and profile real servers.
 fn integration_tests(report: &mut Report, filter: Option<&str>) {
-    for (package, reason) in needs::programs() {
-        report.skip(&format!("Debian's package {package}"), &reason);
-    }
     let mut command = cargo_test(&["--package", "profiler-daemon", "--test", "*"], filter);
     // One at a time: each attaches to the whole machine and would see the others' processes.
-    command.args(["--test-threads=1", "--show-output"]).env("REQPROF_PYTHONS", pythons());
+    command.arg("--test-threads=1").env("REQPROF_PYTHONS", pythons());
     match announced("readers of our formats from npm", needs::node_modules) {
         Ok(tools) => drop(command.env("REQPROF_TOOLS_DIR", tools)),
         // The tests that need them say so, one by one.
@@ -123,10 +136,15 @@ fn integration_tests(report: &mut Report, filter: Option<&str>) {
     report.tests("integration and end-to-end tests", command);
 }
 
-/// A `cargo test` to which further arguments for the test programs can be added.
+/// A `cargo test` to which further arguments for the test programs can be added. It shows what passing tests print: that is
+/// where they say that they could not run.
 fn cargo_test(what: &[&str], filter: Option<&str>) -> Command {
     let mut command = sh::cargo();
-    command.args(["test", "--locked", "--no-fail-fast"]).args(what).arg("--").args(filter);
+    command
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(what)
+        .args(["--", "--show-output"])
+        .args(filter);
     command
 }
 
@@ -152,6 +170,10 @@ struct Report {
     /// By name, with the reason: a test may say it more than once.
     skips: BTreeMap<String, String>,
     ignored: usize,
+    /// Tests that ran, whatever came of them.
+    ran: usize,
+    /// Real servers that tests had profiled.
+    profiled: usize,
 }
 
 impl Report {
@@ -171,6 +193,11 @@ impl Report {
                 seen.line(line);
             })
         });
+        self.ran += seen.passed + seen.failed;
+        self.profiled += seen.profiled;
+        // One that failed at something else has not been skipped.
+        let failed = |name: &str| seen.failures.iter().any(|path| path.rsplit("::").next() == Some(name));
+        seen.skips.retain(|name, _| !failed(name));
         // Skipped tests returned early, so their harness counted them as passed.
         self.passed += seen.passed.saturating_sub(seen.skips.len());
         self.failed += seen.failed;
@@ -188,6 +215,23 @@ impl Report {
     fn skip(&mut self, what: &str, reason: &str) {
         println!("\n== {what}: skipped, {reason}");
         self.skips.insert(what.to_owned(), reason.to_owned());
+    }
+
+    fn require_a_test(&mut self, filter: &str) {
+        // What did not compile is a failure already.
+        if self.ran == 0 && self.failed == 0 {
+            self.fail(format!("no test's name contains `{filter}`"));
+        }
+    }
+
+    fn require_a_profiled_server(&mut self) {
+        if self.profiled == 0 {
+            self.fail(
+                "no Python server was profiled on this kernel, although this is root: the end-to-end tests say \
+                 above why they were skipped"
+                    .into(),
+            );
+        }
     }
 
     fn fail(&mut self, what: String) {
@@ -226,6 +270,7 @@ struct Output {
     ignored: usize,
     failures: Vec<String>,
     skips: BTreeMap<String, String>,
+    profiled: usize,
 }
 
 impl Output {
@@ -239,6 +284,8 @@ impl Output {
             line.strip_prefix("SKIPPED ").and_then(|rest| rest.split_once(": "))
         {
             self.skips.insert(name.to_owned(), reason.to_owned());
+        } else if line.starts_with("PROFILED ") {
+            self.profiled += 1;
         } else if let Some(name) =
             line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
@@ -276,6 +323,9 @@ successes:
 SKIPPED nginx: no nginx: not installed
 SKIPPED nginx: no nginx: not installed
 
+---- prometheus stdout ----
+PROFILED gunicorn
+
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 12.30s";
 
     #[test]
@@ -284,10 +334,36 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let mut command = Command::new("printf");
         command.arg("%s\\n").arg(OUTPUT);
         report.tests("unit tests", command);
+        report.require_a_test("e");
+        report.require_a_profiled_server();
         assert_eq!(
             report.to_string(),
             "skipped  nginx: no nginx: not installed\nFAILED   unit tests: a::breaks\n2 passed, 1 failed, 2 skipped\n"
         );
+    }
+
+    #[test]
+    fn a_run_that_tested_nothing_has_failed() {
+        let mut report = Report::default();
+        let mut command = Command::new("printf");
+        command.arg("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out\\n");
+        report.tests("unit tests", command);
+        report.skip("Debian's package wrk", "no archive");
+        report.require_a_test("x");
+        report.require_a_profiled_server();
+        let text = report.to_string();
+        assert!(text.contains("FAILED   no test's name contains `x`\n"), "{text}");
+        assert!(text.contains("FAILED   no Python server was profiled"), "{text}");
+        assert!(text.ends_with("\n0 passed, 2 failed, 1 skipped\n"), "{text}");
+    }
+
+    #[test]
+    fn a_test_that_failed_was_not_skipped() {
+        let mut report = Report::default();
+        let mut command = Command::new("printf");
+        command.arg("test a::b ... FAILED\\nSKIPPED b: half of it\\ntest result: FAILED. 4 passed; 1 failed; 0 ignored\\n");
+        report.tests("unit tests", command);
+        assert_eq!(report.to_string(), "FAILED   unit tests: a::b\n4 passed, 1 failed, 0 skipped\n");
     }
 
     #[test]

@@ -86,15 +86,28 @@ pub fn isolated_cargo() -> Command {
     command
 }
 
-fn active_sysroot() -> Result<PathBuf> {
+/// Whether the compiler is the one that the project is checked with. No toolchain file pins it: where rustup may not
+/// download, that would stop every build, also those for which another compiler will do.
+pub fn check_compiler() -> Result<()> {
     let version = sh::capture(Command::new("rustc").current_dir(sh::root()).arg("-vV"))?;
+    right_release(&version)
+}
+
+/// `version`: what `rustc -vV` prints.
+fn right_release(version: &str) -> Result<()> {
     let release = version.lines().find_map(|line| line.strip_prefix("release: ")).unwrap_or_default();
     if release != RUSTC_VERSION {
         bail!(
-            "the BPF object is built with rustc {RUSTC_VERSION} so that its bytes can be compared, and this is {release}; \
-             use `rustup install {RUSTC_VERSION}` and `cargo +{RUSTC_VERSION} xtask ebpf`"
+            "this is rustc {release}, and format, lints and the BPF object's bytes are those of {RUSTC_VERSION}. \
+             Remedy: `rustup toolchain install {RUSTC_VERSION} --component rustfmt,clippy,rust-src`, then \
+             `cargo +{RUSTC_VERSION} xtask …`"
         );
     }
+    Ok(())
+}
+
+fn active_sysroot() -> Result<PathBuf> {
+    check_compiler()?;
     Ok(sh::capture(Command::new("rustc").current_dir(sh::root()).args(["--print", "sysroot"]))?.trim().into())
 }
 
@@ -233,4 +246,21 @@ fn fits(linker: &Path) -> bool {
     [format!("libLLVM.so.{LLVM_MAJOR}"), format!("libLLVM-{LLVM_MAJOR}"), format!("LLVM{LLVM_MAJOR}.")]
         .iter()
         .any(|mark| bytes.windows(mark.len()).any(|window| window == mark.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_compiler_is_named_with_the_remedy() {
+        let printed =
+            |release: &str| format!("rustc {release} (0123 2026-04-14)\nhost: x\nrelease: {release}\n");
+        right_release(&printed(RUSTC_VERSION)).unwrap();
+        for other in ["1.95.1", "1.96.0", "1.95.0-nightly", ""] {
+            let error = right_release(&printed(other)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("this is rustc {other}, ")), "{error}");
+            assert!(error.contains("rustup toolchain install 1.95.0"), "{error}");
+        }
+    }
 }

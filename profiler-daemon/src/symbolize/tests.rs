@@ -6,6 +6,7 @@ use crate::process::maps::Maps;
 use crate::process::memory::ProcessMemory;
 use crate::process::python::detect;
 use crate::process::python::tests::{Python, interpreters, walk};
+use crate::skip::skip;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 fn me() -> ProcessKey {
@@ -124,7 +125,7 @@ fn frames_without_a_name_say_so() {
         libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     };
     if page == libc::MAP_FAILED {
-        eprintln!("SKIPPED: no mapping is both writable and executable here");
+        skip("frames_without_a_name_say_so", "no mapping is both writable and executable here");
         return;
     }
     // SAFETY: within the page: call *%rax, twenty bytes in.
@@ -151,7 +152,7 @@ fn kernel_frames_come_last() {
     let mut out = Vec::new();
     let user = [leaf(called_function as *const () as u64)];
     let (Some(inner), Some(outer)) = (find(" T schedule"), find(" T wake_up_process")) else {
-        eprintln!("SKIPPED: kernel addresses are hidden");
+        skip("kernel_frames_come_last", "kernel addresses are hidden");
         symbolizer.resolve(me(), &[0xffff_ffff_8100_0000], &user, &mut out);
         assert_eq!(names(&out)[1], "[kernel]");
         return;
@@ -176,7 +177,7 @@ outer()
 
 #[test]
 fn python_stacks_outlive_their_process() {
-    for interpreter in interpreters() {
+    for interpreter in interpreters("python_stacks_outlive_their_process") {
         let mut python = Python::start(&interpreter, SCRIPT);
         let key = identity::key(python.pid()).unwrap();
         let target = detect(key.pid, &Maps::read(key.pid).unwrap()).unwrap().unwrap();

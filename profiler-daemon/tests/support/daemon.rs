@@ -67,6 +67,10 @@ impl Daemon {
         daemon
     }
 
+    pub fn signal(&self, signal: i32) {
+        self.group.signal(signal);
+    }
+
     pub fn pid(&self) -> u32 {
         self.group.pid()
     }

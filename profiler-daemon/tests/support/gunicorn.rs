@@ -41,6 +41,8 @@ impl Gunicorn {
         let server = Self { port, group };
         answers(port);
         wait_for("all workers", || (server.workers().len() >= workers).then_some(()));
+        // `cargo xtask test` fails when it may use the kernel and no test got as far as this.
+        println!("PROFILED gunicorn on {}", python.name);
         server
     }
 

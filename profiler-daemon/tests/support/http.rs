@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
 
 /// What a request and its answer were, as the client saw it.
 #[derive(Clone, Debug)]
@@ -100,7 +99,7 @@ impl Client {
         if self.stream.is_none() {
             let stream = TcpStream::connect(("127.0.0.1", self.port))?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.set_read_timeout(Some(super::process::PATIENCE))?;
             self.stream = Some(stream);
             self.unread.clear();
         }

@@ -16,24 +16,24 @@ pub mod load;
 pub mod process;
 pub mod python;
 pub mod reader;
+pub mod skip;
 pub mod tree;
 
 pub use daemon::Daemon;
 pub use gunicorn::Gunicorn;
 pub use process::wait_for;
 pub use python::Python;
+pub use skip::skip;
 
 /// Whether tests on the real kernel were asked for and can run; says so if not.
 pub fn can_run(name: &str) -> bool {
     if std::env::var_os("REQPROF_E2E").is_none_or(|value| value != "1") {
-        println!(
-            "SKIPPED {name}: it profiles real servers on this machine's kernel; REQPROF_E2E=1 allows that"
-        );
+        skip(name, "it profiles real servers on this machine's kernel; REQPROF_E2E=1 allows that");
         return false;
     }
     // SAFETY: no arguments, cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        println!("SKIPPED {name}: loading BPF programs needs root");
+        skip(name, "loading BPF programs needs root");
         return false;
     }
     true
@@ -45,5 +45,5 @@ pub fn any_python(name: &str) -> Option<Python> {
         return None;
     }
     let found = Python::debian().or_else(|_| Python::pyenv());
-    found.map_err(|reason| println!("SKIPPED {name}: {reason}")).ok()
+    found.map_err(|reason| skip(name, reason)).ok()
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 
 use crate::demo::{build_reqprof, require_root};
 use crate::sh;
@@ -20,16 +21,18 @@ use slices::{Outcome, Shape};
 
 mod peer;
 mod postgres;
-mod probes;
 mod report;
 mod slices;
 mod stats;
+mod steady;
 mod usage;
 
 /// As many as the smallest machine has processors; one connection each, so that latency is work and not waiting.
 const WORKERS: usize = 2;
 /// 51 queries; see deploy/demo/README.md.
 const PATH: &str = "/orders/1/";
+/// How long the whole may take on a slow machine, if nothing else is asked for and the plan is not longer.
+const LIMIT: Duration = Duration::from_secs(45 * 60);
 /// Starting a page's servers and filling its database.
 const PREPARATION: Duration = Duration::from_secs(20);
 const ALL_PEERS: [Peer; 6] =
@@ -50,16 +53,19 @@ pub struct OverheadOptions {
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
     /// Length of a slice, such as 3s or 500ms
-    #[arg(long, default_value = "3s", value_parser = slice_length)]
+    #[arg(long, default_value = "1500ms", value_parser = slice_length)]
     slice: Duration,
-    /// Length of a slice of a middleware, which costs so much that less will do [default: as --slice]
-    #[arg(long, value_parser = slice_length)]
-    middleware_slice: Option<Duration>,
-    /// Measure fewer pairs rather than longer than this, such as 30m, in all
+    /// Length of a slice of a middleware, which costs so much that less will do
+    #[arg(long, default_value = "750ms", value_parser = slice_length)]
+    middleware_slice: Duration,
+    /// How long a profiler's own CPU time and memory are watched, once per profiler and page
+    #[arg(long, default_value = "30s", value_parser = slice_length)]
+    steady: Duration,
+    /// Measure fewer pairs rather than longer than this, such as 30m, in all [default: 45m, or what the plan needs]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     within: Option<Duration>,
     /// Six pairs of one second: to see that it works, not what it costs
-    #[arg(long, conflicts_with_all = ["pairs", "slice", "middleware_slice"])]
+    #[arg(long, conflicts_with_all = ["pairs", "slice", "middleware_slice", "steady"])]
     quick: bool,
     /// Only these profilers (repeatable)
     #[arg(long, value_enum)]
@@ -97,9 +103,7 @@ pub fn run(command: &Command) -> Result<()> {
 }
 
 fn overhead(options: &OverheadOptions) -> Result<()> {
-    let (pairs, slice) =
-        if options.quick { (6, Duration::from_secs(1)) } else { (options.pairs, options.slice) };
-    let middleware_slice = options.middleware_slice.unwrap_or(slice);
+    let plan = Plan::new(options);
     let peers = if options.only.is_empty() { ALL_PEERS.to_vec() } else { options.only.clone() };
     let databases = if options.page.is_empty() {
         vec![Database::Sqlite, Database::Postgresql]
@@ -122,11 +126,13 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
     };
     let tools = Tools { reqprof, py_spy: install.program("py-spy"), home };
 
-    let plan = Plan { pairs, slice, middleware_slice };
     let expected = plan.page(&peers) * databases.len() as u32;
-    let limit = options.within.unwrap_or(expected * 2 + Duration::from_secs(120));
+    let limit = options.within.unwrap_or_else(|| LIMIT.max(expected.mul_f64(1.25)));
     eprintln!(
-        "{pairs} pairs of {slice:?} ({middleware_slice:?} for a middleware) for each of {} profilers on {} pages: about {}, at most {}.",
+        "{} pairs of {:?} ({:?} for a middleware) for each of {} profilers on {} pages: about {}, at most {}.",
+        plan.pairs,
+        plan.slice,
+        plan.middleware_slice,
         peers.len(),
         databases.len(),
         minutes(expected),
@@ -139,16 +145,7 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
         pages.push(bench.page(database, bench.plan.page(&bench.peers) * place));
     }
 
-    let of_middlewares = if slice == middleware_slice {
-        String::new()
-    } else {
-        format!(" ({middleware_slice:?} for the middlewares)")
-    };
-    let method = format!(
-        "`{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections, {pairs} pairs of {slice:?} each{of_middlewares}. \
-         Ratios are medians over the pairs, with\na 95 % interval."
-    );
-    let (title, body) = (report::title(), report::render(&method, &pages));
+    let (title, body) = (report::title(), report::render(&bench.method(options), &pages));
     println!("## {title}\n\n{body}");
     if let Some(file) = &options.write {
         write_document(&sh::root().join(file), &title, &body)?;
@@ -171,6 +168,7 @@ struct Plan {
     pairs: u32,
     slice: Duration,
     middleware_slice: Duration,
+    steady: Duration,
 }
 
 /// By when each measurement has to be done: the limit of the whole, divided as the expected times are. So a slow
@@ -182,20 +180,31 @@ struct Schedule {
 }
 
 impl Plan {
+    fn new(options: &OverheadOptions) -> Self {
+        if options.quick {
+            let second = Duration::from_secs(1);
+            return Self { pairs: 6, slice: second, middleware_slice: second, steady: second * 5 };
+        }
+        let OverheadOptions { pairs, slice, middleware_slice, steady, .. } = *options;
+        Self { pairs, slice, middleware_slice, steady }
+    }
+
     fn slice(&self, peer: Peer) -> Duration {
         if peer.middleware().is_some() { self.middleware_slice } else { self.slice }
     }
 
-    /// Pairs with their warm-ups, one attaching and detaching in two of them, and the separate slices with the kernel's
-    /// statistics on.
-    fn peer(&self, peer: Peer) -> Duration {
-        let slice = self.slice(peer);
-        let probes = if peer.is_reqprof() { slice * 5 + peer.transition() } else { Duration::ZERO };
-        (slice.mul_f64(2.3) + peer.transition() / 2) * self.pairs + probes
+    /// Two slices, each with its warm-up. In two pairs of what attaches, one attaching and one detaching.
+    fn pairs(&self, peer: Peer) -> Duration {
+        let first = if peer.middleware().is_some() { slices::WARM_UP } else { slices::SETTLE };
+        (self.slice(peer) * 2 + slices::WARM_UP + first + peer.transition() / 2) * self.pairs
+    }
+
+    fn steady(&self, peer: Peer) -> Duration {
+        if peer.has_process() { peer.transition() + steady::SETTLE + self.steady } else { Duration::ZERO }
     }
 
     fn page(&self, peers: &[Peer]) -> Duration {
-        PREPARATION + peers.iter().map(|peer| self.peer(*peer)).sum::<Duration>()
+        PREPARATION + peers.iter().map(|peer| self.pairs(*peer) + self.steady(*peer)).sum::<Duration>()
     }
 }
 
@@ -211,7 +220,7 @@ impl Bench {
     /// `expected`: what all pages before this one should have taken.
     fn page(&self, database: Database, expected: Duration) -> Page {
         eprintln!("Page backed by {}:", database.title());
-        let mut page = Page { title: database.title().into(), rows: Vec::new(), probes: Vec::new() };
+        let mut page = Page { title: database.title().into(), rows: Vec::new(), steady: Vec::new() };
         if let Err(reason) = explained(self.measure(database, expected, &mut page)) {
             page.rows.push(("the page itself", Err(reason)));
         }
@@ -232,7 +241,7 @@ impl Bench {
         let site = self.serve(&url, None)?;
         expected += PREPARATION;
         for (place, peer) in self.peers.iter().enumerate() {
-            expected += self.plan.peer(*peer);
+            expected += self.plan.pairs(*peer);
             let slice = self.plan.slice(*peer);
             let shape = Shape {
                 pairs: self.plan.pairs,
@@ -251,12 +260,32 @@ impl Bench {
                 None => slices::attachable(*peer, &self.tools, &site, &shape),
             };
             page.rows.push((peer.label(), explained(outcome)));
-            if peer.is_reqprof() {
-                let time = probes::measure(*peer, &self.tools, &site, &shape, slice * 4);
-                page.probes.push((peer.label(), explained(time)));
+            expected += self.plan.steady(*peer);
+            if peer.has_process() {
+                let steady = steady::measure(*peer, &self.tools, &site, &shape, self.plan.steady);
+                page.steady.push((peer.label(), explained(steady)));
             }
         }
         Ok(())
+    }
+
+    /// What the figures are of: the text above the tables.
+    fn method(&self, options: &OverheadOptions) -> String {
+        let Plan { pairs, slice, middleware_slice, steady } = self.plan;
+        let peers = options.only.iter().map(|peer| ("--only", peer.to_possible_value()));
+        let pages = options.page.iter().map(|page| ("--page", page.to_possible_value()));
+        let choice: String = peers
+            .chain(pages)
+            .filter_map(|(flag, value)| Some(format!(" {flag} {}", value?.get_name())))
+            .collect();
+        format!(
+            "`cargo xtask bench overhead --pairs {pairs} --slice {}ms --middleware-slice {}ms --steady {}ms{choice}`\n\n\
+             `{PATH}` of the demo shop, {WORKERS} gunicorn sync workers, {WORKERS} connections. {}",
+            slice.as_millis(),
+            middleware_slice.as_millis(),
+            steady.as_millis(),
+            report::METHOD
+        )
     }
 
     fn middleware(&self, peer: Peer, name: &str, plain: &Site, url: &str, shape: &Shape) -> Result<Outcome> {
@@ -346,13 +375,27 @@ mod tests {
 
     #[test]
     fn the_expected_time_covers_every_slice() {
-        let (slice, middleware_slice) = (Duration::from_secs(3), Duration::from_secs(1));
-        let plan = Plan { pairs: 10, slice, middleware_slice };
-        assert_eq!(plan.page(&[Peer::Cprofile]), PREPARATION + Duration::from_secs(23));
-        // Ten pairs, five times attaching, five slices and an attaching with the kernel's statistics.
+        let seconds = Duration::from_secs;
+        let plan = Plan { pairs: 10, slice: seconds(3), middleware_slice: seconds(1), steady: seconds(30) };
+        // Two slices and two warm-ups of 0.3 s.
+        assert_eq!(plan.page(&[Peer::Cprofile]), PREPARATION + seconds(26));
+        // A warm-up of 0.3 s and one of 1 s; attaching in every second pair and once more for the steady state, which is
+        // waited for 5 s.
         let attaching = Peer::Reqprof.transition();
-        let reqprof = Duration::from_secs(69 + 15) + attaching * 6;
-        assert_eq!(plan.page(&[Peer::Reqprof]), PREPARATION + reqprof);
+        assert_eq!(plan.page(&[Peer::Reqprof]), PREPARATION + seconds(73 + 35) + attaching * 6);
+    }
+
+    /// Two pages, six profilers, forty pairs: what CI and docs/overhead.md take.
+    #[test]
+    fn the_default_plan_fits_its_limit() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: OverheadOptions,
+        }
+        let Line { options } = clap::Parser::parse_from(["bench"]);
+        let expected = Plan::new(&options).page(&ALL_PEERS) * 2;
+        assert!(expected < LIMIT, "{expected:?}");
     }
 
     #[test]

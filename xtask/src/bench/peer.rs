@@ -1,7 +1,6 @@
 //! The profilers that the benchmark compares, and how each is switched on: those that attach to running workers are
 //! started before a slice and stopped after it, those that are middlewares get a server of their own.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::usage;
-use crate::demo::{ask, is_ready};
+use crate::demo::{ask, is_ready, remove_store};
 use crate::load::client;
 use crate::site::service::{Lifetime, Service, children_of};
 use crate::site::{Site, free_port};
@@ -50,6 +49,11 @@ impl Peer {
 
     pub fn is_reqprof(self) -> bool {
         matches!(self, Self::Reqprof | Self::Reqprof999)
+    }
+
+    /// Whether it is a process of its own, whose CPU and memory can be told from the workers'.
+    pub fn has_process(self) -> bool {
+        matches!(self, Self::Reqprof | Self::Reqprof999 | Self::PySpy)
     }
 
     /// The name that the shop's settings know a middleware by.
@@ -100,9 +104,7 @@ impl Tools {
     fn attach_reqprof(&self, rate: Option<u32>, site: &Site) -> Result<Attached> {
         // A fresh store every time: no slice inherits another's work.
         let store = self.home.join("store");
-        if store.exists() {
-            fs::remove_dir_all(&store).with_context(|| format!("cannot remove {}", store.display()))?;
-        }
+        remove_store(&store)?;
         let addr = free_port()?;
         let mut command = Command::new(self.reqprof.as_ref().context("reqprof was not built")?);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
@@ -112,7 +114,7 @@ impl Tools {
             command.args(["--freq", &rate.to_string()]);
         }
         let mut service =
-            Service::start("reqprof", command, &self.home.join("reqprof.log"), Lifetime::Bound)?;
+            Service::start("reqprof", command, &self.home.join("reqprof.log"), &Lifetime::Bound)?;
         service.wait_for("ready", ATTACH_LIMIT, || is_ready(addr).then_some(()))?;
         let workers = site.workers();
         service.wait_for("watching every worker", ATTACH_LIMIT, || watches(addr, &workers).then_some(()))?;
@@ -126,7 +128,7 @@ impl Tools {
             .args(["--pid", &site.service.pid().to_string(), "--output"])
             .arg(self.home.join("py-spy.folded"));
         let log = self.home.join("py-spy.log");
-        let mut service = Service::start_with("py-spy", command, &log, Lifetime::Bound, libc::SIGINT)?;
+        let mut service = Service::start_with("py-spy", command, &log, &Lifetime::Bound, libc::SIGINT)?;
         service.wait_for_log("Sampling process", ATTACH_LIMIT)?;
         Ok(Attached { service: Some(service), api: None })
     }

@@ -72,7 +72,7 @@ impl Cluster {
         // No socket file: its path would be too long for deep target folders.
         postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
         // SIGINT is its fast shutdown; SIGTERM would wait for every client to leave.
-        let mut server = Service::start_with("postgres", postgres, &log, Lifetime::Bound, libc::SIGINT)?;
+        let mut server = Service::start_with("postgres", postgres, &log, &Lifetime::Bound, libc::SIGINT)?;
         server.wait_for_log("database system is ready to accept connections", START_LIMIT)?;
         TcpStream::connect(addr).context("PostgreSQL says that it is ready but does not listen")?;
         // The database `postgres` is in every cluster; this cluster is the shop's alone.

@@ -13,9 +13,11 @@ use super::usage;
 use crate::load::{self, Plan, Route};
 use crate::site::Site;
 
-/// Part of a slice's length that is driven, and thrown away, before each slice: caches, connections, branch
-/// predictors and a profiler's first look at every function settle in it.
-const WARM_UP: f64 = 0.15;
+/// Driven, and thrown away, before each slice: connections and caches settle in it.
+pub const WARM_UP: Duration = Duration::from_millis(300);
+/// The same before a slice that follows an attaching or detaching. A profiler that starts reads symbol tables, fills caches
+/// and competes for the CPUs; one that ends takes its probes out of running code. Neither is what a request costs later.
+pub const SETTLE: Duration = Duration::from_secs(1);
 
 /// The shape of one measurement.
 #[derive(Clone)]
@@ -50,26 +52,34 @@ impl Slice {
 
 /// What all pairs of one profiler on one page showed.
 pub struct Outcome {
-    /// Median CPU time per request of the workers, in milliseconds, without and with.
-    pub cpu_ms: (f64, f64),
+    pub pairs: Pairs,
+    /// Median CPU time per request of the workers without the profiler, in milliseconds.
+    pub cpu_off_ms: f64,
     pub cpu_ratio: Estimate,
     pub throughput_ratio: Estimate,
     /// Over all requests of all slices, in milliseconds, without and with.
     pub p99_ms: (f64, f64),
-    /// Median share of one core that the profiler's own processes took, in percent.
-    pub own_cpu_percent: Option<f64>,
-    /// The most resident memory seen at the end of a slice.
-    pub own_resident_bytes: Option<u64>,
     /// Requests that reqprof recorded, of those that the client saw answered.
     pub recorded: Option<(u64, u64)>,
+}
+
+/// The deadline may have left fewer than were planned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pairs {
+    pub planned: u32,
+    pub measured: u32,
+}
+
+impl Pairs {
+    pub fn were_cut(self) -> bool {
+        self.measured < self.planned
+    }
 }
 
 #[derive(Default)]
 struct Tally {
     off: Vec<Slice>,
     on: Vec<Slice>,
-    own_cpu_percent: Vec<f64>,
-    own_resident_bytes: Option<u64>,
     recorded: Option<(u64, u64)>,
 }
 
@@ -81,20 +91,26 @@ pub fn attachable(peer: Peer, tools: &Tools, site: &Site, shape: &Shape) -> Resu
     let mut attached: Option<(Attached, u64)> = None;
     in_turns(peer, shape, |profiled| {
         if profiled {
-            let (profiler, answered) = match attached.take() {
-                Some(already) => already,
-                None => (tools.attach(peer, site)?, 0),
+            let (profiler, answered, warm_up) = match attached.take() {
+                Some((profiler, answered)) => (profiler, answered, WARM_UP),
+                None => (tools.attach(peer, site)?, 0, SETTLE),
             };
-            let seen = watched_slice(&profiler, site, shape, &mut tally)?;
-            attached = Some((profiler, answered + seen));
+            let measured = slice(site, shape, warm_up)?;
+            attached = Some((profiler, answered + measured.warm_up + measured.answered));
+            tally.on.push(measured);
             return Ok(());
         }
-        attached.take().map_or(Ok(()), |(profiler, answered)| tally.detach(profiler, answered))?;
-        tally.off.push(slice(site, shape, || Ok(()))?);
+        let warm_up = if let Some((profiler, answered)) = attached.take() {
+            tally.detach(profiler, answered)?;
+            SETTLE
+        } else {
+            WARM_UP
+        };
+        tally.off.push(slice(site, shape, warm_up)?);
         Ok(())
     })?;
     attached.take().map_or(Ok(()), |(profiler, answered)| tally.detach(profiler, answered))?;
-    tally.finish()
+    tally.finish(shape.pairs)
 }
 
 /// Measures a middleware: `plain` and `profiled` are two servers of the same site, and the middleware writes one file
@@ -109,14 +125,14 @@ pub fn middleware(
     let mut tally = Tally::default();
     in_turns(peer, shape, |on| {
         if on {
-            tally.on.push(slice(profiled, shape, || Ok(()))?);
+            tally.on.push(slice(profiled, shape, WARM_UP)?);
             empty(folder)
         } else {
-            tally.off.push(slice(plain, shape, || Ok(()))?);
+            tally.off.push(slice(plain, shape, WARM_UP)?);
             Ok(())
         }
     })?;
-    tally.finish()
+    tally.finish(shape.pairs)
 }
 
 /// Off, on, on, off, off, on, …: a drift that goes one way favours neither half.
@@ -136,29 +152,10 @@ fn in_turns(peer: Peer, shape: &Shape, mut half: impl FnMut(bool) -> Result<()>)
     Ok(())
 }
 
-/// A slice under an attached profiler, whose own costs are taken over the very same time. Returns how many requests were
-/// answered meanwhile, those of the warm-up included.
-fn watched_slice(attached: &Attached, site: &Site, shape: &Shape, tally: &mut Tally) -> Result<u64> {
-    let mut before = None;
-    let measured = slice(site, shape, || {
-        before = attached.cpu_ns();
-        Ok(())
-    })?;
-    if let (Some(before), Some(after)) = (before, attached.cpu_ns()) {
-        let nanoseconds = after.saturating_sub(before) as f64;
-        tally.own_cpu_percent.push(100.0 * nanoseconds / measured.elapsed.as_nanos() as f64);
-    }
-    tally.own_resident_bytes = tally.own_resident_bytes.max(attached.resident_bytes());
-    let answered = measured.warm_up + measured.answered;
-    tally.on.push(measured);
-    Ok(answered)
-}
-
-/// One slice: warm up, call `begin`, then drive the load and take the workers' CPU time around it.
-fn slice(site: &Site, shape: &Shape, begin: impl FnOnce() -> Result<()>) -> Result<Slice> {
+/// One slice: warm up, then drive the load and take the workers' CPU time around it.
+fn slice(site: &Site, shape: &Shape, warm_up: Duration) -> Result<Slice> {
     let workers = site.workers();
-    let warm_up = drive(site, shape, shape.slice.mul_f64(WARM_UP))?.answered();
-    begin()?;
+    let warm_up = drive(site, shape, warm_up)?.answered();
     let before = usage::cpu_ns(&workers)?;
     let mut report = drive(site, shape, shape.slice)?;
     let cpu_ns = usage::cpu_ns(&workers)?.saturating_sub(before);
@@ -195,21 +192,19 @@ impl Tally {
         attached.detach()
     }
 
-    fn finish(mut self) -> Result<Outcome> {
+    fn finish(mut self, planned: u32) -> Result<Outcome> {
         let pairs = || self.off.iter().zip(&self.on);
         let none = "no pair was measured";
-        let cpu = |slices: &[Slice]| Estimate::of(slices.iter().map(Slice::cpu_ms_per_request));
-        let (cpu_off, cpu_on) = cpu(&self.off).zip(cpu(&self.on)).context(none)?;
+        let cpu_off = Estimate::of(self.off.iter().map(Slice::cpu_ms_per_request)).context(none)?;
         let cpu_ratio =
             Estimate::of(pairs().map(|(off, on)| on.cpu_ms_per_request() / off.cpu_ms_per_request()));
         let throughput_ratio = Estimate::of(pairs().map(|(off, on)| on.per_second() / off.per_second()));
         let outcome = Outcome {
-            cpu_ms: (cpu_off.median, cpu_on.median),
+            pairs: Pairs { planned, measured: u32::try_from(pairs().count())? },
+            cpu_off_ms: cpu_off.median,
             cpu_ratio: cpu_ratio.context(none)?,
             throughput_ratio: throughput_ratio.context(none)?,
             p99_ms: (p99_ms(&mut self.off).context(none)?, p99_ms(&mut self.on).context(none)?),
-            own_cpu_percent: Estimate::of(self.own_cpu_percent).map(|estimate| estimate.median),
-            own_resident_bytes: self.own_resident_bytes,
             recorded: self.recorded,
         };
         Ok(outcome)
@@ -253,15 +248,17 @@ mod tests {
             on: vec![slice(100, 1100, 4, &[11]), slice(50, 1100, 4, &[44, 5])],
             ..Tally::default()
         };
-        let outcome = tally.finish().unwrap();
+        let outcome = tally.finish(3).unwrap();
         assert!((outcome.cpu_ratio.median - 1.1).abs() < 1e-9);
         assert!((outcome.throughput_ratio.median - 0.5).abs() < 1e-9);
-        assert_eq!(outcome.cpu_ms, (15.0, 16.5));
+        assert_eq!(outcome.cpu_off_ms, 15.0);
+        assert_eq!(outcome.pairs, Pairs { planned: 3, measured: 2 });
+        assert!(outcome.pairs.were_cut());
         assert_eq!(outcome.p99_ms, (40.0, 44.0));
     }
 
     #[test]
     fn no_pairs_is_an_error_and_not_a_figure() {
-        assert!(Tally::default().finish().is_err());
+        assert!(Tally::default().finish(3).is_err());
     }
 }

@@ -34,7 +34,7 @@ pub fn find() -> Result<Interpreter> {
     let installed = apt::install(&packages.each_ref().map(String::as_str), &sh::root().join("target/apt"));
     let remedy = format!(
         "no CPython {WANTED} with venv and ensurepip found: not as python{WANTED} on PATH, in pyenv's versions nor in /usr/bin.\n\
-         Remedy: `apt-get install {}` on Debian 12, or `pyenv install {WANTED}`, or name one in {OVERRIDE}",
+         Of Debian's releases only 12 has it. Remedy: there `apt-get install {}`, elsewhere `pyenv install {WANTED}`, or name one in {OVERRIDE}",
         packages.join(" ")
     );
     installed.with_context(|| remedy.clone())?;

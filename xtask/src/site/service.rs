@@ -2,7 +2,8 @@
 //! file, watched while somebody waits for it, and stopped with all its children when its owner goes away.
 //!
 //! The kernel stops it too when xtask dies without unwinding (Ctrl-C, SIGKILL), so that neither a demo nor a
-//! benchmark leaves servers behind. A service that shall outlive xtask says so by [`Lifetime::Detached`].
+//! benchmark leaves servers behind. A service that shall outlive xtask says so by [`Lifetime::Detached`], and is
+//! written down where a later xtask finds it.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::register::Register;
+
 /// Between two looks at a condition. Short against anything a person waits for, long against a context switch.
 const POLL: Duration = Duration::from_millis(25);
 /// A server that ignores a polite signal for this long is killed.
@@ -20,12 +23,13 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How much of a failed service's log is shown.
 const LOG_TAIL_LINES: usize = 25;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Lifetime {
     /// Dies with xtask, however xtask dies.
     Bound,
-    /// Still stopped on drop, unless [`Service::leave_running`] gives it away.
-    Detached,
+    /// Still stopped on drop, unless [`Service::leave_running`] gives it away. Where xtask dies without either, the register
+    /// has it.
+    Detached(Register),
 }
 
 pub struct Service {
@@ -38,7 +42,7 @@ pub struct Service {
 
 impl Service {
     /// Starts `command` with both outputs appended to a fresh file `log`.
-    pub fn start(name: &str, command: Command, log: &Path, lifetime: Lifetime) -> Result<Self> {
+    pub fn start(name: &str, command: Command, log: &Path, lifetime: &Lifetime) -> Result<Self> {
         Self::start_with(name, command, log, lifetime, libc::SIGTERM)
     }
 
@@ -47,17 +51,22 @@ impl Service {
         name: &str,
         mut command: Command,
         log: &Path,
-        lifetime: Lifetime,
+        lifetime: &Lifetime,
         stop_signal: i32,
     ) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
-        if lifetime == Lifetime::Bound {
+        if *lifetime == Lifetime::Bound {
             die_with_parent(&mut command, stop_signal);
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name} ({program})"))?;
-        Ok(Self { name: name.into(), child, log: log.into(), stop_signal, left: false })
+        let service = Self { name: name.into(), child, log: log.into(), stop_signal, left: false };
+        if let Lifetime::Detached(register) = lifetime {
+            let identity = Identity::of(service.pid()).with_context(|| format!("{name} has ended"))?;
+            register.add(name, identity)?;
+        }
+        Ok(service)
     }
 
     pub fn pid(&self) -> u32 {
@@ -119,10 +128,13 @@ impl Service {
         Ok(())
     }
 
-    /// Gives the process away: it goes on after xtask has ended. Returns what identifies it later.
-    pub fn leave_running(mut self) -> Result<Identity> {
+    /// Gives the process away: it goes on after xtask has ended.
+    pub fn leave_running(mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{} has ended ({status}){}", self.name, self.log_tail());
+        }
         self.left = true;
-        Identity::of(self.pid()).with_context(|| format!("{} has ended{}", self.name, self.log_tail()))
+        Ok(())
     }
 
     fn log_tail(&self) -> String {
@@ -232,7 +244,7 @@ mod tests {
         let log = std::env::temp_dir().join(format!("reqprof-service-test-{}.log", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 1000 & echo started; wait"]);
-        let mut service = Service::start("shell", command, &log, Lifetime::Bound).unwrap();
+        let mut service = Service::start("shell", command, &log, &Lifetime::Bound).unwrap();
         service.wait_for_log("started", Duration::from_secs(10)).unwrap();
         let leader = Identity::of(service.pid()).unwrap();
         let children = children_of(leader.pid);
@@ -258,7 +270,7 @@ mod tests {
         let log = std::env::temp_dir().join(format!("reqprof-service-early-{}.log", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", "echo no such thing; exit 3"]);
-        let mut service = Service::start("shell", command, &log, Lifetime::Bound).unwrap();
+        let mut service = Service::start("shell", command, &log, &Lifetime::Bound).unwrap();
         let error =
             service.wait_for("ready", Duration::from_secs(10), || None::<()>).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("no such thing"), "{error}");

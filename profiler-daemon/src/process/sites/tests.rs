@@ -225,7 +225,7 @@ fn check(elf: &ElfFile) -> usize {
 #[test]
 fn this_machines_libc() {
     if cfg!(not(target_arch = "x86_64")) {
-        eprintln!("SKIPPED: not x86-64");
+        crate::skip::skip("this_machines_libc", "not x86-64");
         return;
     }
     let elf = own_libc();

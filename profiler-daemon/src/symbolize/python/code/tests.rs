@@ -129,7 +129,7 @@ outer(
     lambda n:
         Täst().inner(n))
 ";
-    for interpreter in interpreters() {
+    for interpreter in interpreters("frames_of_live_interpreters_have_the_right_names_and_lines") {
         let python = Python::start(&interpreter, script);
         let target = detect(python.pid(), &Maps::read(python.pid()).unwrap()).unwrap().unwrap();
         let (thread, frames) = python.output[0].split_once(' ').unwrap();
