@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// What a request and its answer were, as the client saw it.
 #[derive(Clone, Debug)]
