@@ -194,6 +194,13 @@ impl ElfFile {
         (begin == start && vaddr < end).then_some(start..end)
     }
 
+    /// Whether it names another file that its debug information, or a part of it, is in. What is too damaged to say
+    /// so does not say that it does not.
+    pub fn names_another(&self) -> bool {
+        let reader = Reader::new(&self.file, self.id.size);
+        has_section(&reader, &[b".gnu_debuglink", b".gnu_debugaltlink", b".debug_sup"]).unwrap_or(true)
+    }
+
     /// Whether decompressing this file's debug sections stays below `max` bytes, by what their headers promise
     /// (which is what a reader will allocate).
     pub fn debug_fits(&self, max: u64) -> bool {
@@ -301,6 +308,17 @@ fn scan_table<'a, 'f>(
         }
     }
     Ok(())
+}
+
+fn has_section(reader: &Reader<'_>, names: &[&[u8]]) -> object::read::Result<bool> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let sections = header.sections(LE, reader)?;
+    for section in sections.iter() {
+        if names.contains(&sections.section_name(LE, section)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn compressed_total(reader: &Reader<'_>) -> object::read::Result<u64> {

@@ -16,6 +16,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use profiler_common::{ENTRY_FLAG, PythonOffsets, Target, target_flags};
 
 use super::elf::{ElfError, ElfFile};
+use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
 
@@ -238,7 +239,7 @@ pub fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
 /// Mappings of files that may hold an interpreter, libraries first: a program that uses one exports its symbols
 /// too. Of each file only the executable mapping counts.
 fn candidates(pid: u32, maps: &Maps) -> Vec<&Mapping> {
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let exe = std::fs::read_link(format!("/proc/{}/exe", via(pid))).unwrap_or_default();
     let rank = |m: &&Mapping| {
         let name = m.file_name();
         if name.starts_with("libpython") {

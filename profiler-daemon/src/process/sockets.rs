@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+
+use super::identity::via;
 
 /// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub struct Listening(HashMap<u64, u16>);
 
 /// Lines read of each table; a host has far fewer sockets that listen.
 const LINES_MAX: usize = 100_000;
+/// Bytes read of each table: as many lines of 160 bytes.
+const BYTES_MAX: u64 = 16 << 20;
 /// Bytes read at a time of a table that is not read to its end.
 const CHUNK: usize = 4096;
 /// Descriptors looked at per process.
@@ -24,12 +28,13 @@ impl Listening {
         let mut found = HashMap::new();
         for table in ["tcp", "tcp6"] {
             if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{table}")) {
-                let lines = BufReader::with_capacity(CHUNK, file).lines().map_while(Result::ok);
-                found.extend(listeners(lines));
+                found.extend(listeners(lines(file.take(BYTES_MAX))));
             }
         }
-        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/unix")) {
-            found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(unix_line));
+        if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/unix")) {
+            found.extend(
+                lines(file.take(BYTES_MAX)).skip(1).take(LINES_MAX).filter_map(|line| unix_line(&line)),
+            );
         }
         Self(found)
     }
@@ -39,7 +44,7 @@ impl Listening {
         if self.0.is_empty() {
             return None;
         }
-        let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let entries = fs::read_dir(format!("/proc/{}/fd", via(pid))).ok()?;
         let mut ports = Vec::new();
         let mut any = false;
         for entry in entries.flatten().take(FDS_MAX) {
@@ -58,6 +63,12 @@ impl Listening {
         ports.dedup();
         any.then_some(ports)
     }
+}
+
+/// The lines of a table. Whoever names a unix socket chooses the bytes of its name, which are no matter here.
+fn lines(table: impl Read) -> impl Iterator<Item = String> {
+    let table = BufReader::with_capacity(CHUNK, table);
+    table.split(b'\n').map_while(Result::ok).map(|line| String::from_utf8_lossy(&line).into_owned())
 }
 
 /// The listening sockets of a table. They come before all others, so the rest, which on a busy host are tens of
@@ -109,6 +120,15 @@ mod tests {
         let mut rest = table.into_iter();
         assert_eq!(listeners(rest.by_ref()).collect::<Vec<_>>(), [(1, 9977), (2, 9977)]);
         assert_eq!(rest.count(), 1, "the last line was not looked at");
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_other_socket() {
+        let table = b"Num RefCount Protocol Flags Type St Inode Path\n\
+            0: 00000002 00000000 00010000 0001 01 5 @\xff\xfe\n\
+            0: 00000002 00000000 00010000 0001 01 6 /run/app.sock\n";
+        let found: Vec<_> = lines(table.as_slice()).skip(1).filter_map(|line| unix_line(&line)).collect();
+        assert_eq!(found, [(5, 0), (6, 0)]);
     }
 
     #[test]
