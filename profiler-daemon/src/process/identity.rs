@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use super::patience::{MEMORY, PATIENCE};
+
 /// A process across pid reuse: no two processes share a pid and a start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
@@ -94,14 +96,16 @@ pub(super) fn live_thread(pid: u32) -> Option<u32> {
         })
 }
 
-/// Reads everything. The arguments are the process's own memory, which it can make wait for: see `patience`. The parts besides `stat` may be missing (permissions, a process that just ended): those
-/// fields stay empty.
+/// Reads everything. The parts besides `stat` may be missing (permissions, a process that just ended, one that does
+/// not answer): those fields stay empty.
 pub fn read(pid: u32) -> Result<Identity, IdentityError> {
     let bytes = read_proc(pid, "stat", STAT_MAX)?;
     let stat = parse_stat(&bytes).ok_or(IdentityError::Stat { pid })?;
     let alive = if stat.ended { live_thread(pid).unwrap_or(pid) } else { pid };
     let cgroup = read_proc(pid, "cgroup", CGROUP_MAX).unwrap_or_default();
-    let cmdline = read_proc(alive, "cmdline", CMDLINE_MAX).unwrap_or_default();
+    // The arguments are the process's own memory, which it can make wait for.
+    let cmdline = PATIENCE.ask(pid, MEMORY, move || read_proc(alive, "cmdline", CMDLINE_MAX));
+    let cmdline = cmdline.ok().and_then(Result::ok).unwrap_or_default();
     Ok(Identity {
         key: ProcessKey { pid, start_time: stat.start_time },
         ppid: stat.ppid,

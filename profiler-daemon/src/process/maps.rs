@@ -40,6 +40,12 @@ impl Mapping {
         self.inode != 0
     }
 
+    /// Whether it is glibc: `libc.so.6`, or `libc-2.31.so` as it was called before 2.34.
+    pub fn is_glibc(&self) -> bool {
+        let name = self.file_name();
+        name == "libc.so.6" || (name.starts_with("libc-2.") && name.ends_with(".so"))
+    }
+
     /// The last component of the path, for display.
     pub fn file_name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()

@@ -20,9 +20,9 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use super::identity;
 
 /// For memory and `/proc`: microseconds, or milliseconds where pages have to be read from a disk.
-pub const MEMORY: Duration = Duration::from_millis(500);
+pub const MEMORY: Duration = Duration::from_secs(1);
 /// For files, of which megabytes may be read from a slow disk.
-pub const FILES: Duration = Duration::from_secs(2);
+pub const FILES: Duration = Duration::from_secs(5);
 
 /// Threads left behind; beyond, nothing is asked at all. Each costs some 20 KiB and a descriptor or two, and a host
 /// with so many processes that do not answer has hung storage, or somebody who wants us to wait.

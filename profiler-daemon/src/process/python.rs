@@ -19,6 +19,7 @@ use super::elf::{ElfError, ElfFile};
 use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
+use super::patience::Unanswered;
 
 /// `major.minor` of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,6 +159,8 @@ pub enum PythonError {
     Elf { path: String, source: ElfError },
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     #[error("the interpreter's memory: {0}")]
     Memory(#[from] ReadError),
 }
@@ -292,10 +295,8 @@ fn read_key(memory: &impl Memory, runtime: u64, layout: &Layout) -> Result<u32, 
 
 /// Finds glibc in the maps (before 2.34 the function is in libpthread) and reads the offset off its code.
 fn thread_data_block(pid: u32, maps: &Maps) -> Result<u32, PythonError> {
-    let is_libc = |name: &str| {
-        name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("libpthread")
-    };
-    for mapping in maps.iter().filter(|m| m.executable && m.is_file() && is_libc(&m.file_name())) {
+    let defines = |m: &&Mapping| m.is_glibc() || m.file_name().starts_with("libpthread");
+    for mapping in maps.iter().filter(|m| m.executable && m.is_file()).filter(defines) {
         let elf = open_elf(pid, mapping)?;
         let name = "pthread_getspecific";
         let found = elf.symbols(&[name]).map_err(|source| elf_error(mapping, source))?;
