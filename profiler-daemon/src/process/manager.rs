@@ -16,7 +16,7 @@ use profiler_common::{Target, target_flags};
 
 use super::identity::{self, Identity, ProcessKey};
 use super::maps::{self, Maps};
-use super::patience::{FILES, PATIENCE};
+use super::patience::{FILES, MEMORY, PATIENCE};
 use super::python::{self, PythonError};
 use super::service;
 use super::sockets::Listening;
@@ -427,22 +427,22 @@ impl Manager {
 
     fn make_target(&mut self, who: Identity, ports: Vec<u16>) -> bool {
         let pid = who.key.pid;
-        // All that is read of the process for it, at once.
-        let looked = PATIENCE.ask(pid, FILES, move || {
-            let maps = Maps::read(pid)?;
-            let python = python::detect(pid, &maps).map_err(|error| {
-                let version =
-                    python::locate(pid, &maps).ok().flatten().map(|found| found.version.to_string());
-                (error, version)
-            });
-            Ok::<_, std::io::Error>((maps, python))
-        });
-        let (maps, python) = match looked {
-            Ok(Ok(looked)) => looked,
+        let maps = match PATIENCE.ask(pid, MEMORY, move || Maps::read(pid)) {
+            Ok(Ok(maps)) => maps,
             Ok(Err(_)) => return true,
-            Err(error) => (Maps::default(), Err((PythonError::Unanswered(error), None))),
+            // It is a target whose entry says why nothing works.
+            Err(_) => Maps::default(),
         };
         let boundary = self.attach_libc(pid, &maps);
+        let seen = maps.clone();
+        let python = PATIENCE.ask(pid, FILES, move || {
+            python::detect(pid, &seen).map_err(|error| {
+                let version =
+                    python::locate(pid, &seen).ok().flatten().map(|found| found.version.to_string());
+                (error, version)
+            })
+        });
+        let python = python.unwrap_or_else(|unanswered| Err((unanswered.into(), None)));
         let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
         let mut settled = boundary.works;
         let (runtime, interpreter_stacks) = match python {
