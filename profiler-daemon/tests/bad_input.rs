@@ -255,49 +255,6 @@ fn hostile_bytes_disturb_neither_daemon_nor_server() {
     }
 }
 
-/// Serves one request after the other. Its arguments are on a page that nobody serves: who reads them waits until it ends.
-const ARGUMENTS_NEVER_COME: &str = "
-import ctypes, fcntl, mmap, socket, struct, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-page = libc.mmap(None, ctypes.c_size_t(4096), 1, 0x22, -1, ctypes.c_long(0))
-fault = libc.syscall(323, 0o2000000)
-fcntl.ioctl(fault, 0xc018aa3f, struct.pack('QQQ', 0xaa, 0, 0))
-fcntl.ioctl(fault, 0xc020aa00, struct.pack('QQQQ', page, 4096, 1, 0))
-server = socket.create_server(('127.0.0.1', int(sys.argv[1])))
-assert libc.prctl(35, 8, page, 0, 0) == 0 and libc.prctl(35, 9, page + 64, 0, 0) == 0
-while True:
-    connection, _ = server.accept()
-    connection.recv(4096)
-    connection.send(b'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok')
-    connection.close()
-";
-
-#[test]
-fn a_process_that_makes_its_readers_wait_is_left_alone() {
-    let name = "a_process_that_makes_its_readers_wait_is_left_alone";
-    let Some(python) = support::any_python(name) else { return };
-    let port = free_port();
-    let server =
-        Group::spawn(Command::new(&python.program).args(["-c", ARGUMENTS_NEVER_COME, &port.to_string()]));
-    wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-    let daemon = Daemon::start(&["--pid", &server.pid().to_string()]);
-    let reads = daemon.status()["reads"].clone();
-    assert!(reads["late"].as_u64() >= Some(1) && reads["stuck"] == 1, "{reads:#}");
-    assert_eq!(reads["resting"], serde_json::json!([server.pid()]));
-    let targets = daemon.json("/api/v1/targets");
-    let target = &targets["targets"][0];
-    assert_eq!(
-        (&target["pid"], &target["interpreter_stacks"]["works"]),
-        (&server.pid().into(), &false.into())
-    );
-    let messages = daemon.messages();
-    assert!(messages.contains("lets reads of its memory or files wait"), "{messages}");
-    assert_eq!(daemon.get("/-/ready").status, 200);
-    assert!(daemon.end(libc::SIGTERM).success());
-}
-
 #[test]
 fn a_server_killed_as_a_whole_ends_its_requests() {
     let Some(python) = support::any_python("a_server_killed_as_a_whole_ends_its_requests") else { return };
