@@ -3,6 +3,7 @@
 //! In: a configuration and where results go. Out: running threads, a way to ask how they do, and an orderly end.
 //! `reqprof daemon` is a session with a store and an HTTP server; `reqprof record` one with files and a summary.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,13 +18,15 @@ use crate::bpf::{
     self, Entries, KernelStats, LoadError, Loss, Options, ProbeState, ProbeTable, RunTimes, sys, total,
 };
 use crate::config::{Config, Selection};
+use crate::health::{self, Health};
 use crate::pipeline::{
     BATCHES, CONTROLS, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer,
     Reader, Stats,
 };
 use crate::process::manager::{self, Manager};
+use crate::process::patience::{PATIENCE, Unanswered};
 use crate::process::roster::Roster;
-use crate::process::targets::Targets;
+use crate::process::targets::{Feature, TargetInfo, Targets};
 use crate::replay::Recorder;
 use crate::serve::Metrics;
 use crate::store;
@@ -31,6 +34,11 @@ use crate::store;
 /// Process events on their way to the manager; when it is behind, those that find no room are counted and it is told
 /// to look for itself.
 const MANAGER_QUEUE: usize = 8192;
+
+/// How long the manager's queue may take no message: it is full only while the manager hangs.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a stage may take to end. All together stay below the 90 s after which a service manager kills.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// A session could not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,8 @@ pub struct Outputs {
     pub files: Option<FileExporter>,
     pub observer: Option<Observer>,
     pub recorder: Option<std::path::PathBuf>,
+    /// Where the stages report; the store's writer does already.
+    pub health: Health,
 }
 
 /// What the HTTP side and the metrics ask; lives as long as anyone asks.
@@ -63,6 +73,7 @@ pub struct Gauges {
     active: Option<Entries>,
     connections: Option<Entries>,
     started: jiff::Timestamp,
+    pub health: Health,
 }
 
 /// See the module.
@@ -108,9 +119,10 @@ impl Session {
         let (to_finisher, from_reader) = bounded::<Vec<Message>>(BATCHES);
         let (to_manager, for_manager) = bounded(MANAGER_QUEUE);
         let (to_reader, for_reader) = bounded(CONTROLS);
-        let epoch = sys::realtime_ns() as i64 - sys::monotonic_ns() as i64;
+        let epoch = sys::epoch();
         let naming = Naming { epoch, salt: std::process::id().rotate_left(16) };
 
+        let health = outputs.health.clone();
         let told = to_finisher.clone();
         let gone_out = to_reader.clone();
         let run_times = RunTimes::of(&kernel.object);
@@ -140,18 +152,22 @@ impl Session {
             active: kernel.active_entries,
             connections: kernel.connection_entries,
             started: jiff::Timestamp::now(),
+            health: health.clone(),
         });
 
         let live = Live::new(live_settings(config));
         let (live_for_finisher, finisher_targets, finisher_stats) =
             (live.clone(), targets.clone(), stats.clone());
         // The symboliser stays on the thread that makes it.
+        let pulse = health.stage("finisher");
         let finisher_thread = thread("finisher", move || {
+            let _alive = pulse.alive();
             let mut finisher =
                 Finisher::new(finisher_targets, naming, live_for_finisher, metrics, finisher_stats);
             finisher.store = outputs.store;
             finisher.files = outputs.files;
             finisher.observer = outputs.observer;
+            finisher.pulse = Some(pulse);
             finisher.run(&from_reader);
         })?;
         let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
@@ -161,9 +177,19 @@ impl Session {
             reader.recorder = Some(Recorder::create(path, epoch)?);
         }
         let ring = kernel.ring;
-        let reader_thread = thread("reader", move || reader.run(ring, &for_reader))?;
+        let pulse = health.stage("reader");
+        reader.pulse = Some(pulse.clone());
+        let reader_thread = thread("reader", move || {
+            let _alive = pulse.alive();
+            reader.run(ring, &for_reader);
+        })?;
         manager.start();
-        let manager_thread = thread("manager", move || manager.run(&for_manager))?;
+        let pulse = health.stage("manager");
+        manager.pulse = Some(pulse.clone());
+        let manager_thread = thread("manager", move || {
+            let _alive = pulse.alive();
+            manager.run(&for_manager)
+        })?;
         Ok(Self {
             gauges,
             live,
@@ -182,27 +208,28 @@ impl Session {
             selection: config.selection.clone(),
             frequency: u64::from(config.freq),
         };
-        // It can only be gone when the session ends.
-        let _ = self.manager.send(message);
+        // It is gone when the session ends; when it hangs, readiness says so.
+        let _ = self.manager.send_timeout(message, TELL_LIMIT);
     }
 
     /// Looks at a process and its children from now on; returns when it does.
     pub fn include(&self, pid: u32) {
         let (done, wait) = bounded(1);
-        if self.manager.send(manager::Message::Include { pid, done }).is_ok() {
-            let _ = wait.recv_timeout(Duration::from_secs(5));
+        if self.manager.send_timeout(manager::Message::Include { pid, done }, TELL_LIMIT).is_ok() {
+            let _ = wait.recv_timeout(TELL_LIMIT);
         }
     }
 
-    /// Ends every stage in the order of the data, so that nothing that was seen is lost.
+    /// Ends every stage in the order of the data, so that nothing that was seen is lost. A stage that hangs is named
+    /// and left: the kernel takes its part back when the process ends.
     pub fn stop(self) {
-        let _ = self.manager.send(manager::Message::Stop);
-        let object = self.manager_thread.join();
+        self.gauges.health.stopping();
+        let _ = self.manager.send_timeout(manager::Message::Stop, TELL_LIMIT);
+        let object = health::join("manager", self.manager_thread, STOP_LIMIT);
         let _ = self.control.send(Control::Stop);
         drop(self.control);
-        // A panic of a stage has been reported where it happened.
-        let _ = self.reader_thread.join();
-        let _ = self.finisher_thread.join();
+        health::join("reader", self.reader_thread, STOP_LIMIT);
+        health::join("finisher", self.finisher_thread, STOP_LIMIT);
         // Detaches everything.
         drop(object);
     }
@@ -218,6 +245,7 @@ fn thread<T: Send + 'static>(
 impl Gauges {
     /// Whether requests are being seen.
     pub fn ready(&self) -> Result<(), String> {
+        self.health.check()?;
         let probes = self.probes.snapshot();
         let attached = probes.iter().any(|(name, state)| {
             name.starts_with("boundaries in") && matches!(state, ProbeState::Active { .. })
@@ -287,6 +315,8 @@ impl Gauges {
             ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
             ("correlate", "table_full", s.correlate.refused),
             ("profile", "builders_full", s.samples_without_room),
+            ("profile", "nodes_full", s.samples_folded),
+            ("process", "unanswered", PATIENCE.report().late),
             ("files", "queue_full", s.files_dropped),
             ("files", "write_failed", s.files_failed),
         ]
@@ -296,6 +326,7 @@ impl Gauges {
     pub fn status(&self) -> Value {
         let kernel = self.kernel.totals();
         let s = self.stats.snapshot();
+        let reads = PATIENCE.report();
         let map = |pairs: Vec<(String, u64)>| {
             Value::Object(pairs.into_iter().map(|(k, v)| (k, v.into())).collect())
         };
@@ -324,13 +355,39 @@ impl Gauges {
             "lost": map(self.lost().into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
             "unwind_errors": map(s.unresolved.iter().map(|(kind, reason, n)| (format!("{}.{reason}", kind_name(*kind)), *n)).collect()),
             "symbol_bytes": s.symbol_bytes,
+            "stages": self.health.states().into_iter().collect::<BTreeMap<_, _>>(),
+            "reads": {
+                "state": if reads.off() { "off" } else { "ok" },
+                "reason": reads.off().then(|| Unanswered::Off.to_string()),
+                "late": reads.late,
+                "stuck": reads.stuck,
+                "resting": reads.processes,
+            },
             "adopted": total(&kernel, Stat::Adopted),
         })
     }
 
     /// The array `targets` of `/api/v1/targets`.
     pub fn target_list(&self) -> Value {
-        json!(self.targets.list().iter().map(|info| json!(**info)).collect::<Vec<_>>())
+        let reads = PATIENCE.report();
+        let unanswered = |pid: u32| {
+            let resting = reads.processes.contains(&pid).then_some(Unanswered::Resting);
+            reads.off().then_some(Unanswered::Off).or(resting)
+        };
+        json!(
+            self.targets
+                .list()
+                .iter()
+                .map(|info| {
+                    let mut info = TargetInfo::clone(info);
+                    if let Some(why) = unanswered(info.pid) {
+                        info.native_stacks = Feature::missing(why.to_string());
+                        info.interpreter_stacks = Feature::missing(why.to_string());
+                    }
+                    json!(info)
+                })
+                .collect::<Vec<_>>()
+        )
     }
 }
 

@@ -3,7 +3,8 @@
 //! In: an opened libc. Out: uprobes at its cheap sites, and for each function whether it could be probed. The
 //! kernel side looks at targets only, so a set serves all processes and is attached once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -14,28 +15,25 @@ use aya::programs::{ProgramError, UProbe};
 
 use super::{ProbeState, ProbeTable};
 use crate::process::elf::{ElfError, ElfFile, FileId};
+use crate::process::maps::in_user_space;
+use crate::process::patience::{FILES, PATIENCE};
 use crate::process::sites::{self, SiteError};
 
-/// What tells one library file from another.
-pub type LibraryKey = FileId;
-
-/// Which program follows which libc function.
-const PROGRAMS: [(&str, &str); 14] = [
-    ("recv", "http_recv"),
-    ("recvfrom", "http_recv"),
-    ("read", "http_read"),
-    ("readv", "http_readv"),
-    ("recvmsg", "http_recvmsg"),
-    ("send", "http_send"),
-    ("sendto", "http_send"),
-    ("write", "http_send"),
-    ("writev", "http_writev"),
-    ("sendmsg", "http_sendmsg"),
-    ("sendfile", "http_sendfile"),
-    ("sendfile64", "http_sendfile"),
-    ("accept", "http_accept"),
-    ("accept4", "http_accept"),
-];
+/// Which program follows the functions that make a system call.
+fn program_for(syscall: u32) -> Option<&'static str> {
+    Some(match i64::from(syscall) {
+        libc::SYS_recvfrom => "http_recv",
+        libc::SYS_read => "http_read",
+        libc::SYS_readv => "http_readv",
+        libc::SYS_recvmsg => "http_recvmsg",
+        libc::SYS_sendto | libc::SYS_write => "http_send",
+        libc::SYS_writev => "http_writev",
+        libc::SYS_sendmsg => "http_sendmsg",
+        libc::SYS_sendfile => "http_sendfile",
+        libc::SYS_accept | libc::SYS_accept4 => "http_accept",
+        _ => return None,
+    })
+}
 
 /// The program in front of the system call of what sends, and the functions that it follows.
 const ENTER: (&str, [&str; 6]) = ("http_enter", ["send", "sendto", "write", "writev", "sendmsg", "sendfile"]);
@@ -50,16 +48,43 @@ pub enum BoundaryError {
     Elf(#[from] ElfError),
     #[error("{}", .0.join("; "))]
     NoSites(Vec<String>),
+    #[error("it lies on a file system in user space, which could make the kernel wait")]
+    UserSpace,
     #[error("attaching to {function}: {reason}")]
     Attach { function: String, reason: String },
+}
+
+/// What a library carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    sites: usize,
+    /// Functions that are not followed, with the reasons.
+    missing: Vec<String>,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sites", self.sites)?;
+        if self.missing.is_empty() { Ok(()) } else { write!(f, ", without {}", self.missing.join("; ")) }
+    }
+}
+
+type Links = Vec<(&'static str, UProbeLinkId)>;
+
+struct Library {
+    result: Result<Attached, String>,
+    /// With the program that each belongs to.
+    links: Links,
+    /// Processes that map it.
+    users: HashSet<u32>,
+    /// Its name in the table of probes.
+    label: String,
 }
 
 /// Sets of uprobes, by library.
 #[derive(Default)]
 pub struct BoundaryProbes {
-    libraries: HashMap<LibraryKey, Result<usize, String>>,
-    /// With the program that each belongs to.
-    links: Vec<(&'static str, UProbeLinkId)>,
+    libraries: HashMap<FileId, Library>,
 }
 
 /// Most library files probed. A host has one libc per distribution in use, containers included; 64 sets of about
@@ -67,60 +92,90 @@ pub struct BoundaryProbes {
 const LIBRARIES_MAX: usize = 64;
 
 impl BoundaryProbes {
-    /// Whether this library has been seen, and what became of it.
-    pub fn state(&self, key: &LibraryKey) -> Option<&Result<usize, String>> {
-        self.libraries.get(key)
-    }
-
-    /// Attaches to a library unless that was tried before. `name` is for people.
+    /// Attaches to a library that `pid` maps, unless that was tried before. `name` is for people.
     pub fn attach(
         &mut self,
         object: &mut Ebpf,
+        pid: u32,
         file: File,
         name: &str,
         probes: &ProbeTable,
-    ) -> Result<usize, String> {
-        let key = FileId::of(&file).map_err(|e| e.to_string())?;
-        if let Some(known) = self.libraries.get(&key) {
-            return known.clone();
+    ) -> Result<Attached, String> {
+        let id = FileId::of(&file).map_err(|e| e.to_string())?;
+        if let Some(known) = self.libraries.get_mut(&id) {
+            known.users.insert(pid);
+            return known.result.clone();
         }
-        if self.libraries.len() >= LIBRARIES_MAX {
+        if self.libraries.len() >= LIBRARIES_MAX && !self.make_room(object, probes) {
             return Err(format!("{LIBRARIES_MAX} C libraries are probed already"));
         }
-        let result = attach_library(object, file, &mut self.links).map_err(|e| e.to_string());
+        // A process that does not answer now may do so another time.
+        let examined = PATIENCE.ask(pid, FILES, move || examine(file)).map_err(|e| e.to_string())?;
+        let mut links = Links::new();
+        let result = examined.and_then(|found| attach_all(object, &found, &mut links));
+        if result.is_err() {
+            detach_links(object, std::mem::take(&mut links));
+        }
+        let result = result.map_err(|e| e.to_string());
         let state = match &result {
-            Ok((sites, missing)) if missing.is_empty() => {
-                ProbeState::Active { detail: format!("{sites} sites") }
-            }
-            Ok((sites, missing)) => {
-                ProbeState::Active { detail: format!("{sites} sites; without {}", missing.join("; ")) }
-            }
+            Ok(attached) => ProbeState::Active { detail: attached.to_string() },
             Err(reason) => ProbeState::Failed { reason: reason.clone() },
         };
-        probes.set(format!("boundaries in {name}"), state);
-        let result = result.map(|(sites, _)| sites);
-        self.libraries.insert(key, result.clone());
+        let mut label = format!("boundaries in {name}");
+        if self.libraries.values().any(|library| library.label == label) {
+            // Each container has its own file of this name.
+            label = format!("{label} (device {:#x}, inode {})", id.dev, id.inode);
+        }
+        probes.set(label.clone(), state);
+        self.libraries
+            .insert(id, Library { result: result.clone(), links, users: HashSet::from([pid]), label });
         result
     }
 
-    /// Detaches everything. The kernel waits a few times for every CPU at each probe; waiting for all of them at
-    /// once is much faster than one after the other.
-    pub fn detach(&mut self, object: &mut Ebpf) {
-        let links: Vec<UProbeLink> =
-            self.links.drain(..).filter_map(|(program, link)| take_link(object, program, link)).collect();
-        std::thread::scope(|scope| {
-            for link in links {
-                // Where no thread can be had, the link is dropped here.
-                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(link));
-            }
-        });
-        self.libraries.clear();
+    /// A process forked, and maps what its parent maps.
+    pub fn inherit(&mut self, parent: u32, child: u32) {
+        for library in self.libraries.values_mut().filter(|library| library.users.contains(&parent)) {
+            library.users.insert(child);
+        }
     }
 
-    /// Libraries that carry probes.
-    pub fn attached(&self) -> usize {
-        self.libraries.values().filter(|r| r.is_ok()).count()
+    /// Forgets users of which `alive` does not hold.
+    pub fn sweep(&mut self, alive: impl Fn(u32) -> bool) {
+        for library in self.libraries.values_mut() {
+            library.users.retain(|pid| alive(*pid));
+        }
     }
+
+    /// Lets a library go that could not be probed, or that nobody maps any more.
+    fn make_room(&mut self, object: &mut Ebpf, probes: &ProbeTable) -> bool {
+        let unneeded = |library: &Library| (library.result.is_ok(), !library.users.is_empty());
+        let candidates = self.libraries.iter().filter(|(_, l)| l.result.is_err() || l.users.is_empty());
+        let Some(id) = candidates.min_by_key(|(_, l)| unneeded(l)).map(|(id, _)| *id) else { return false };
+        if let Some(library) = self.libraries.remove(&id) {
+            probes.remove(&library.label);
+            detach_links(object, library.links);
+        }
+        true
+    }
+
+    /// Detaches everything.
+    pub fn detach(&mut self, object: &mut Ebpf) {
+        let links = self.libraries.drain().flat_map(|(_, library)| library.links).collect();
+        detach_links(object, links);
+    }
+}
+
+/// The kernel waits a few times for every CPU at each probe; waiting for all of them at once is much faster than one
+/// after the other.
+fn detach_links(object: &mut Ebpf, links: Links) {
+    let links: Vec<UProbeLink> =
+        links.into_iter().filter_map(|(program, link)| take_link(object, program, link)).collect();
+    std::thread::scope(|scope| {
+        for link in links {
+            // Where no thread can be had, the link is dropped here.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(link));
+        }
+    });
 }
 
 fn take_link(object: &mut Ebpf, program: &str, link: UProbeLinkId) -> Option<UProbeLink> {
@@ -128,18 +183,24 @@ fn take_link(object: &mut Ebpf, program: &str, link: UProbeLinkId) -> Option<UPr
     program.take_link(link).ok()
 }
 
-fn attach_library(
-    object: &mut Ebpf,
-    file: File,
-    links: &mut Vec<(&'static str, UProbeLinkId)>,
-) -> Result<(usize, Vec<String>), BoundaryError> {
+/// A library and where its probes belong.
+struct Examined {
+    elf: ElfFile,
+    /// By file offset: the function, and the program for it.
+    wanted: BTreeMap<u64, (&'static str, &'static str)>,
+    missing: Vec<String>,
+}
+
+fn examine(file: File) -> Result<Examined, BoundaryError> {
+    if in_user_space(&file) {
+        return Err(BoundaryError::UserSpace);
+    }
     let elf = ElfFile::parse(file)?;
     // Aliases (`sendfile` and `sendfile64`) share their code: a site is probed once.
-    let mut wanted: BTreeMap<u64, (&str, &'static str)> = BTreeMap::new();
+    let mut wanted = BTreeMap::new();
     let mut missing = Vec::new();
     for function in sites::FUNCTIONS {
-        let program = PROGRAMS.iter().find(|(name, _)| *name == function.name).map(|(_, program)| *program);
-        let Some(program) = program else { continue };
+        let Some(program) = program_for(function.syscall) else { continue };
         let found = match sites::result_sites(&elf, function) {
             Ok(found) => found,
             Err(error) => {
@@ -163,12 +224,14 @@ fn attach_library(
         Err(error) => missing.push(describe(error)),
     }
     let unfit = REQUIRED.iter().any(|name| !wanted.values().any(|(function, _)| function == name));
-    if unfit {
-        return Err(BoundaryError::NoSites(missing));
-    }
+    if unfit { Err(BoundaryError::NoSites(missing)) } else { Ok(Examined { elf, wanted, missing }) }
+}
+
+fn attach_all(object: &mut Ebpf, found: &Examined, links: &mut Links) -> Result<Attached, BoundaryError> {
+    let Examined { elf, wanted, missing } = found;
     // The path leads to the very file that was examined, whatever its name means by now.
     let path = PathBuf::from(format!("/proc/self/fd/{}", elf.file().as_raw_fd()));
-    for (site, (function, program)) in &wanted {
+    for (site, (function, program)) in wanted {
         let failed = |e: ProgramError| BoundaryError::Attach {
             function: (*function).to_owned(),
             reason: match std::error::Error::source(&e) {
@@ -181,9 +244,42 @@ fn attach_library(
             links.push((program, uprobe.attach(*site, &path, UProbeScope::AllProcesses).map_err(failed)?));
         }
     }
-    Ok((wanted.len(), missing))
+    Ok(Attached { sites: wanted.len(), missing: missing.clone() })
 }
 
 fn describe(error: SiteError) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_has_its_program() {
+        assert!(sites::FUNCTIONS.iter().all(|function| program_for(function.syscall).is_some()));
+        assert_eq!(program_for(libc::SYS_close as u32), None);
+    }
+
+    fn library(result: Result<Attached, String>, users: &[u32], label: &str) -> Library {
+        Library {
+            result,
+            links: Links::new(),
+            users: users.iter().copied().collect(),
+            label: label.to_owned(),
+        }
+    }
+
+    #[test]
+    fn users_come_with_forks_and_go_with_their_end() {
+        let mut probes = BoundaryProbes::default();
+        let id = FileId { dev: 1, inode: 2, size: 3, mtime: 4 };
+        let attached = Attached { sites: 3, missing: vec!["sendfile: none".into()] };
+        assert_eq!(attached.to_string(), "3 sites, without sendfile: none");
+        probes.libraries.insert(id, library(Ok(attached), &[10], "a"));
+        probes.inherit(10, 11);
+        probes.inherit(99, 100);
+        probes.sweep(|pid| pid != 10);
+        assert_eq!(probes.libraries[&id].users, HashSet::from([11]));
+    }
 }

@@ -75,8 +75,6 @@ pub struct Kernel {
     pub object: Ebpf,
     /// To be flushed now and then, when the kernel side logs.
     pub logger: Option<KernelLogger>,
-    /// Whether kernel structures can be read (else: no Python stacks, children found by scanning).
-    pub offsets_known: bool,
 }
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
@@ -172,17 +170,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     let connections = Connections::new(hash(connections, "CONNECTIONS")?);
     let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel {
-        ring,
-        targets,
-        connections,
-        connection_entries,
-        active_entries,
-        stats,
-        object,
-        logger,
-        offsets_known,
-    })
+    Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, object, logger })
 }
 
 fn load_program<'a, P: 'a>(

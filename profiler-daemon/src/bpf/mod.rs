@@ -14,7 +14,7 @@ mod sampler;
 mod stats;
 pub mod sys;
 
-pub use boundary::{BoundaryProbes, LibraryKey};
+pub use boundary::BoundaryProbes;
 pub use connections::Connections;
 pub use entries::Entries;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
@@ -67,6 +67,9 @@ pub struct ProbeTable(Arc<Mutex<BTreeMap<String, ProbeState>>>);
 impl ProbeTable {
     pub fn set(&self, name: impl Into<String>, state: ProbeState) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), state);
+    }
+    pub fn remove(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
     pub fn snapshot(&self) -> BTreeMap<String, ProbeState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -23,10 +23,6 @@ impl CpuSampler {
         Self { frequency, links: BTreeMap::new() }
     }
 
-    pub fn frequency(&self) -> u64 {
-        self.frequency
-    }
-
     /// Samples at another rate from now on.
     pub fn set_frequency(&mut self, object: &mut Ebpf, frequency: u64, probes: &ProbeTable) {
         if frequency != self.frequency {
@@ -91,11 +87,6 @@ impl CpuSampler {
                 let _ = program.detach(link);
             }
         }
-    }
-
-    /// CPUs being sampled.
-    pub fn cpus(&self) -> usize {
-        self.links.len()
     }
 
     fn program(object: &mut Ebpf) -> Option<&mut PerfEvent> {

@@ -123,10 +123,11 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         store: Some(store.sender()),
         files: files.clone(),
         recorder: args.events.clone(),
+        health: store.health(),
         ..Outputs::default()
     };
     let session = Arc::new(Session::start(&config, stats, outputs)?);
-    let code = runtime()?.block_on(serve_until_told(args, config, &store, listener, session.clone()))?;
+    let outcome = runtime()?.block_on(serve_until_told(args, config, &store, listener, session.clone()));
     if let Ok(session) = Arc::try_unwrap(session).map_err(|_| ()) {
         session.stop();
     }
@@ -134,7 +135,7 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         files.finish();
     }
     store.close();
-    Ok(code)
+    outcome
 }
 
 async fn serve_until_told(
@@ -176,10 +177,10 @@ async fn serve_until_told(
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut refresh = tokio::time::interval(REFRESH);
-    let code = loop {
+    let outcome = loop {
         tokio::select! {
-            _ = interrupt.recv() => break ExitCode::Interrupted,
-            _ = terminate.recv() => break ExitCode::Success,
+            _ = interrupt.recv() => break Ok(ExitCode::Interrupted),
+            _ = terminate.recv() => break Ok(ExitCode::Success),
             _ = hangup.recv() => {
                 let reload = reload.clone();
                 let done = tokio::task::spawn_blocking(move || reload()).await;
@@ -189,8 +190,14 @@ async fn serve_until_told(
             }
             _ = refresh.tick() => {
                 let gauges = gauges.clone();
+                let health = gauges.health.clone();
                 let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                if let Some(dead) = health.dead() {
+                    break Err(stage_died(dead));
+                }
+                if health.check().is_ok() {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
             }
         }
     };
@@ -198,7 +205,12 @@ async fn serve_until_told(
     let _ = stop.send(());
     let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
     drop(reload);
-    Ok(code)
+    outcome
+}
+
+/// Nothing is seen any more, so nothing would be gained by going on.
+fn stage_died(what: String) -> CliError {
+    CliError::runtime(what).with_remedy("the log has the message; please report it")
 }
 
 fn report(
@@ -319,7 +331,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     };
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
-    let code = runtime()?.block_on(record_until_over(args, &session))?;
+    let outcome = runtime()?.block_on(record_until_over(args, &session));
     session.stop();
     if let Some(files) = files {
         files.finish();
@@ -338,7 +350,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         note.push_str(&format!("{unwritten} profiles could not be written\n"));
     }
     anstream::eprint!("{note}");
-    Ok(code)
+    outcome
 }
 
 async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitCode, CliError> {
@@ -375,11 +387,22 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
     if std::io::stderr().is_terminal() {
         anstream::eprintln!("recording; Ctrl-C ends it");
     }
-    let code = tokio::select! {
-        _ = interrupt.recv() => ExitCode::Interrupted,
-        _ = terminate.recv() => ExitCode::Success,
-        () = limit => ExitCode::Success,
-        _ = ended => ExitCode::Success,
+    let health = session.gauges.health.clone();
+    let died = async {
+        let mut look = tokio::time::interval(REFRESH);
+        loop {
+            look.tick().await;
+            if let Some(dead) = health.dead() {
+                break dead;
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        _ = interrupt.recv() => Ok(ExitCode::Interrupted),
+        _ = terminate.recv() => Ok(ExitCode::Success),
+        () = limit => Ok(ExitCode::Success),
+        _ = ended => Ok(ExitCode::Success),
+        dead = died => Err(stage_died(dead)),
     };
     if let Some(mut child) = child
         && let Some(pid) = child.id()
@@ -388,7 +411,7 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
         unsafe { libc::kill(pid as i32, libc::SIGTERM) };
         let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
     }
-    Ok(code)
+    outcome
 }
 
 /// `reqprof replay FILE`: the recorded records through the same stages; the requests as JSON lines.

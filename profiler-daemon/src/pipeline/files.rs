@@ -2,16 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use super::Stats;
 use crate::export::ProfileDir;
+use crate::health;
 use crate::profile::Profile;
 use crate::record::RequestRecord;
 
 /// Requests waiting to be written; a profile is some tens of kilobytes.
 const QUEUE: usize = 256;
+
+/// How long the last files may take.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Writes files; cheap to clone.
 #[derive(Clone)]
@@ -57,8 +62,7 @@ impl FileExporter {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(self.queue);
         if let Some(thread) = thread {
-            // A panic there has been reported by the thread itself.
-            let _ = thread.join();
+            health::join("files", thread, STOP_LIMIT);
         }
     }
 }

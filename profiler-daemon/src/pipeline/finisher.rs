@@ -1,8 +1,7 @@
 //! The second stage: stacks into words, samples into trees, requests into records.
 //!
 //! In: batches from the reader. Out: finished records with their profiles, to the store, to files, to the metrics
-//! and to whoever observes. One thread, because the symboliser cannot be shared and reads memory of targets, which
-//! may block.
+//! and to whoever observes. One thread, because the symboliser cannot be shared.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,9 +10,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustc_hash::FxHashMap;
 
 use super::{FileExporter, Message, RawSample, Stats};
+use crate::bpf::sys;
 use crate::config::Globs;
 use crate::correlate::route::{Router, ServicePattern};
 use crate::correlate::{Finished, RequestKey};
+use crate::health::Pulse;
 use crate::process::identity::ProcessKey;
 use crate::process::targets::Targets;
 use crate::profile::{Builder, Frame, FrameKind, Profile};
@@ -24,6 +25,9 @@ use crate::symbolize::Symbolizer;
 
 /// Requests a profile is collected for at a time: threads inside requests, as many as the kernel side follows.
 const BUILDERS_MAX: usize = 16_384;
+/// Nodes of all profiles being collected together: about 400 bytes each with lines and look-up tables, so 100 MiB.
+/// Beyond, samples are counted without their stacks.
+const NODES_MAX: usize = 262_144;
 const STATS_EVERY: Duration = Duration::from_millis(250);
 
 /// Settings that a reload may change.
@@ -59,7 +63,7 @@ pub type Observer = Box<dyn FnMut(&RequestRecord, Option<&Arc<Profile>>) + Send>
 /// How request ids and wall-clock times are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Naming {
-    /// Nanoseconds to add to a record's time to get the time since the epoch.
+    /// Nanoseconds to add to a record's time to get the time since the epoch. Kept up to date, except for recordings.
     pub epoch: i64,
     /// Distinguishes ids of two runs that began in the same nanosecond.
     pub salt: u32,
@@ -87,13 +91,17 @@ pub struct Finisher {
     pub observer: Option<Observer>,
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
+    pub pulse: Option<Pulse>,
     builders: FxHashMap<RequestKey, Builder>,
+    /// Of all builders.
+    nodes: usize,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
     stack: Vec<Arc<Frame>>,
     finished: u64,
     filtered: u64,
     samples_without_room: u64,
+    samples_folded: u64,
 }
 
 impl Finisher {
@@ -111,7 +119,10 @@ impl Finisher {
             stats,
             observer: None,
             recorded: false,
+            pulse: None,
             builders: FxHashMap::default(),
+            nodes: 0,
+            samples_folded: 0,
             keys: FxHashMap::default(),
             settings,
             stack: Vec::new(),
@@ -125,10 +136,12 @@ impl Finisher {
     pub fn run(mut self, incoming: &Receiver<Vec<Message>>) {
         let mut next_stats = Instant::now() + STATS_EVERY;
         loop {
+            self.beat();
             match incoming.recv_timeout(STATS_EVERY) {
                 Ok(batch) => {
                     self.refresh();
                     for message in batch {
+                        self.beat();
                         self.message(message);
                     }
                 }
@@ -137,10 +150,24 @@ impl Finisher {
             }
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
+                self.follow_clock();
                 self.publish();
             }
         }
         self.publish();
+    }
+
+    fn beat(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
+    }
+
+    /// Wall-clock time after a step of the clock, or after the machine slept.
+    fn follow_clock(&mut self) {
+        if !self.recorded {
+            self.naming.epoch = sys::epoch();
+        }
     }
 
     fn refresh(&mut self) {
@@ -160,6 +187,7 @@ impl Finisher {
             s.finished = self.finished;
             s.filtered = self.filtered;
             s.samples_without_room = self.samples_without_room;
+            s.samples_folded = self.samples_folded;
             s.symbol_bytes = bytes;
         });
     }
@@ -169,7 +197,7 @@ impl Finisher {
         match message {
             Message::Sample(sample) => self.sample(&sample),
             Message::Revoke(key) | Message::Discard(key) => {
-                self.builders.remove(&key);
+                self.take_builder(key);
             }
             Message::Finished(finished) => self.finish(*finished),
             Message::Target(key) => {
@@ -201,7 +229,7 @@ impl Finisher {
             return;
         }
         if self.recorded {
-            self.builders.entry(sample.key).or_default().add(&[], sample.weight);
+            self.grow(sample.key, &[], sample.weight);
             return;
         }
         let key = match self.keys.get(&sample.pid) {
@@ -218,12 +246,32 @@ impl Finisher {
         if !self.settings.native_frames && self.stack.iter().any(|f| f.kind == FrameKind::Python) {
             self.stack.retain(|frame| frame.kind == FrameKind::Python);
         }
-        self.builders.entry(sample.key).or_default().add(&self.stack, sample.weight);
+        let stack = std::mem::take(&mut self.stack);
+        self.grow(sample.key, &stack, sample.weight);
+        self.stack = stack;
         self.stack.clear();
     }
 
+    fn grow(&mut self, key: RequestKey, stack: &[Arc<Frame>], weight: u64) {
+        let before = self.builders.get(&key).map_or(0, Builder::nodes);
+        let builder = self.builders.entry(key).or_default();
+        if self.nodes >= NODES_MAX {
+            self.samples_folded += 1;
+            builder.fold(weight);
+        } else {
+            builder.add(stack, weight);
+        }
+        self.nodes += builder.nodes() - before;
+    }
+
+    fn take_builder(&mut self, key: RequestKey) -> Option<Builder> {
+        let builder = self.builders.remove(&key)?;
+        self.nodes -= builder.nodes();
+        Some(builder)
+    }
+
     fn finish(&mut self, finished: Finished) {
-        let builder = self.builders.remove(&finished.key);
+        let builder = self.take_builder(finished.key);
         self.finished += 1;
         let pid = finished.pid;
         if self.targets.is_rejected(pid) {
@@ -302,5 +350,62 @@ impl Finisher {
             trace_id,
             profile: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finisher() -> Finisher {
+        let naming = Naming { epoch: 0, salt: 0 };
+        let metrics = Arc::new(Metrics::new().unwrap());
+        Finisher::new(Targets::default(), naming, Live::default(), metrics, Stats::default())
+    }
+
+    fn frame(n: u32) -> Arc<Frame> {
+        let name = format!("f{n}").into();
+        Arc::new(Frame { name, file: "".into(), line: 0, first_line: n, kind: FrameKind::Native })
+    }
+
+    #[test]
+    fn profiles_have_a_common_bound_and_samples_beyond_it_count() {
+        let mut finisher = finisher();
+        let stacks: Vec<Vec<Arc<Frame>>> = (0..2000).map(|n| vec![frame(n); 100]).collect();
+        let (mut key, mut given) = (0, 0);
+        while finisher.samples_folded == 0 {
+            for stack in stacks.iter().take(100) {
+                finisher.grow(key, stack, 10);
+                given += 1;
+            }
+            key += 1;
+            assert!(finisher.nodes <= NODES_MAX + 100, "{} nodes", finisher.nodes);
+        }
+        let folded = finisher.samples_folded;
+        let counted: usize = finisher.builders.values().map(Builder::nodes).sum();
+        assert_eq!(finisher.nodes, counted);
+        let mut samples = 0;
+        let mut truncated = 0;
+        for key in 0..key {
+            let profile = finisher.take_builder(key).unwrap().finish(1);
+            samples += profile.samples();
+            truncated += profile.truncated_samples();
+        }
+        assert_eq!((samples, truncated, finisher.nodes), (given, folded, 0));
+        finisher.grow(7, &stacks[0], 10);
+        assert_eq!(finisher.samples_folded, folded);
+    }
+
+    #[test]
+    fn a_step_of_the_clock_is_followed() {
+        let mut finisher = finisher();
+        finisher.follow_clock();
+        let apart = |a: i64, b: i64| (a - b).abs();
+        // Readings of two clocks: what lies between them is scheduling.
+        assert!(apart(finisher.naming.epoch, sys::epoch()) < 3_600_000_000_000);
+        assert_ne!(finisher.naming.epoch, 0);
+        (finisher.recorded, finisher.naming.epoch) = (true, 5);
+        finisher.follow_clock();
+        assert_eq!(finisher.naming.epoch, 5);
     }
 }

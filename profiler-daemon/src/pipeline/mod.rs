@@ -21,6 +21,6 @@ pub use finisher::{Finisher, Live, LiveSettings, Naming, Observer};
 pub use reader::{CONTROLS, Control, Message, RawSample, Reader, TICK};
 pub use stats::{Snapshot, Stats};
 
-/// Batches between reader and finisher. A batch is at most one drain of the ring (see `reader`), so this bounds the
-/// memory in flight to a few times the ring's size.
+/// Batches between reader and finisher. A batch is at most one drain of the ring (see `reader`): with the one being
+/// made and the one being worked on, 16 MiB of samples with the deepest stacks.
 pub const BATCHES: usize = 16;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TryRecvError, TrySendError};
 use profiler_common::{ConnId, RawFrame};
 
 use super::Stats;
@@ -13,6 +13,7 @@ use crate::bpf::{Connections, Loss, Ring, sys};
 use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
+use crate::health::Pulse;
 use crate::process::identity::ProcessKey;
 use crate::process::targets::Targets;
 use crate::process::{manager, sockets};
@@ -20,8 +21,11 @@ use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
 const POLL: Duration = Duration::from_millis(10);
-/// Records handled in one go.
-const DRAIN: usize = 4096;
+/// Records handled in one go, which is a batch: the largest are samples of 4.7 KB, so a batch is at most 900 kB, and all
+/// batches in flight are at most 16 MiB (see `BATCHES`).
+const DRAIN: usize = 192;
+/// How often a reader that waits for the finisher says that it lives.
+const SEND_BEAT: Duration = Duration::from_secs(1);
 /// Between two looks at what was silent, ns.
 pub const TICK: u64 = 100_000_000;
 
@@ -105,6 +109,7 @@ pub struct Reader {
     pub connections: Option<Connections>,
     pub undecodable: u64,
     pub batch: Vec<Message>,
+    pub pulse: Option<Pulse>,
     audit: Audit,
     /// Messages that the manager's queue had no room for, and how many of them it has made up for.
     untold: u64,
@@ -141,6 +146,7 @@ impl Reader {
             batch: Vec::new(),
             untold: 0,
             made_up: 0,
+            pulse: None,
         }
     }
 
@@ -149,6 +155,7 @@ impl Reader {
         let mut next_tick = sys::monotonic_ns() + TICK;
         let mut stopping = false;
         loop {
+            self.beat();
             // At most a queue full of them, so that the ring gets its turn.
             for _ in 0..CONTROLS {
                 match control.try_recv() {
@@ -167,7 +174,7 @@ impl Reader {
             if !self.flush() || (stopping && drained == 0) {
                 break;
             }
-            if drained < DRAIN / 8 {
+            if drained < DRAIN {
                 std::thread::sleep(POLL);
             }
         }
@@ -235,7 +242,22 @@ impl Reader {
         if self.batch.is_empty() {
             return true;
         }
-        self.out.send(std::mem::take(&mut self.batch)).is_ok()
+        let mut batch = std::mem::take(&mut self.batch);
+        loop {
+            match self.out.send_timeout(batch, SEND_BEAT) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+                // It is the finisher that does not come round, not this.
+                Err(SendTimeoutError::Timeout(unsent)) => batch = unsent,
+            }
+            self.beat();
+        }
+    }
+
+    fn beat(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
     }
 
     /// Ends all requests: those that wait for their tail, and those that are open.

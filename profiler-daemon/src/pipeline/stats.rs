@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub filtered: u64,
     /// Samples of requests beyond those a profile is collected for at a time.
     pub samples_without_room: u64,
+    /// Samples counted without their stacks, because the profiles being collected were too large together.
+    pub samples_folded: u64,
     /// Requests not written to a file because the writer was behind.
     pub files_dropped: u64,
     /// Requests not written to a file because writing failed.

@@ -1,4 +1,4 @@
-//! What is asked of an ELF file: segments, symbols by name, bytes, build id.
+//! What is asked of an ELF file: segments, symbols by name, bytes.
 //!
 //! In: an open regular file that a target may own, truncate or rewrite at any time. Out: plain values. Everything
 //! is read with `pread` into bounded buffers, never through a mapping: a mapping of a file that is truncated
@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64};
 use object::read::ReadRef;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
 
 use super::maps::Mapping;
 
@@ -24,8 +24,6 @@ const PARSE_BUDGET: u64 = 128 << 20;
 const STRING_MAX: u64 = 4096;
 /// Programs have 4 to 10 loadable segments.
 const LOADS_MAX: usize = 128;
-/// The format's own limit is far above; real ones are 8 to 20 bytes.
-const BUILD_ID_MAX: usize = 64;
 /// Page size that mappings are rounded to. A larger page only makes the rounding coarser on both sides.
 const PAGE: u64 = 4096;
 
@@ -81,8 +79,6 @@ pub struct ElfFile {
     file: File,
     id: FileId,
     loads: Vec<Load>,
-    build_id: Option<Vec<u8>>,
-    soname: Option<String>,
     /// Virtual address and size of `.eh_frame_hdr`.
     unwind: Option<(u64, u64)>,
 }
@@ -92,9 +88,9 @@ impl ElfFile {
         let id = FileId::of(&file)?;
         let reader = Reader::new(&file, id.size);
         let headers = Headers::read(&reader).map_err(|e| reader.explain(e))?;
-        let Headers { loads, build_id, soname, unwind } = headers;
+        let Headers { loads, unwind } = headers;
         drop(reader);
-        Ok(Self { file, id, loads, build_id, soname, unwind })
+        Ok(Self { file, id, loads, unwind })
     }
 
     pub fn id(&self) -> FileId {
@@ -103,14 +99,6 @@ impl ElfFile {
 
     pub fn file(&self) -> &File {
         &self.file
-    }
-
-    pub fn build_id(&self) -> Option<&[u8]> {
-        self.build_id.as_deref()
-    }
-
-    pub fn soname(&self) -> Option<&str> {
-        self.soname.as_deref()
     }
 
     pub fn loads(&self) -> &[Load] {
@@ -194,6 +182,13 @@ impl ElfFile {
         (begin == start && vaddr < end).then_some(start..end)
     }
 
+    /// Whether it names another file that its debug information, or a part of it, is in. What is too damaged to say
+    /// so does not say that it does not.
+    pub fn names_another(&self) -> bool {
+        let reader = Reader::new(&self.file, self.id.size);
+        has_section(&reader, &[b".gnu_debuglink", b".gnu_debugaltlink", b".debug_sup"]).unwrap_or(true)
+    }
+
     /// Whether decompressing this file's debug sections stays below `max` bytes, by what their headers promise
     /// (which is what a reader will allocate).
     pub fn debug_fits(&self, max: u64) -> bool {
@@ -204,8 +199,6 @@ impl ElfFile {
 
 struct Headers {
     loads: Vec<Load>,
-    build_id: Option<Vec<u8>>,
-    soname: Option<String>,
     unwind: Option<(u64, u64)>,
 }
 
@@ -215,7 +208,6 @@ impl Headers {
         let endian = header.endian()?;
         let segments = header.program_headers(endian, reader)?;
         let mut loads = Vec::new();
-        let mut build_id = None;
         let mut unwind = None;
         for segment in segments {
             let kind = segment.p_type(endian);
@@ -230,35 +222,8 @@ impl Headers {
             if kind == elf::PT_GNU_EH_FRAME {
                 unwind = Some((segment.p_vaddr(endian), segment.p_memsz(endian)));
             }
-            // A file whose notes are damaged still has code.
-            if kind == elf::PT_NOTE
-                && build_id.is_none()
-                && let Ok(Some(notes)) = segment.notes(endian, reader)
-            {
-                build_id = notes
-                    .filter_map(Result::ok)
-                    .find(|n| n.name() == elf::ELF_NOTE_GNU && n.n_type(endian) == elf::NT_GNU_BUILD_ID)
-                    .map(|n| n.desc().iter().copied().take(BUILD_ID_MAX).collect());
-            }
         }
-        let mut file = Self { loads, build_id, soname: None, unwind };
-        for segment in segments {
-            if let Ok(Some(entries)) = segment.dynamic(endian, reader) {
-                file.soname = file.read_soname(entries, reader);
-            }
-        }
-        Ok(file)
-    }
-
-    fn read_soname(&self, entries: &[elf::Dyn64<LE>], reader: &Reader<'_>) -> Option<String> {
-        let value = |tag| entries.iter().find(|d| d.d_tag(LE) == tag).map(|d| d.d_val(LE));
-        let (strings, name) = (value(elf::DT_STRTAB)?, value(elf::DT_SONAME)?);
-        let vaddr = strings.checked_add(name)?;
-        let load = self.loads.iter().find(|l| vaddr.checked_sub(l.vaddr).is_some_and(|n| n < l.file_size))?;
-        let start = load.offset.checked_add(vaddr - load.vaddr)?;
-        let end = start.saturating_add(STRING_MAX).min(reader.size);
-        let bytes = reader.read_bytes_at_until(start..end, 0).ok()?;
-        Some(String::from_utf8_lossy(bytes).into_owned())
+        Ok(Self { loads, unwind })
     }
 }
 
@@ -301,6 +266,17 @@ fn scan_table<'a, 'f>(
         }
     }
     Ok(())
+}
+
+fn has_section(reader: &Reader<'_>, names: &[&[u8]]) -> object::read::Result<bool> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let sections = header.sections(LE, reader)?;
+    for section in sections.iter() {
+        if names.contains(&sections.section_name(LE, section)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn compressed_total(reader: &Reader<'_>) -> object::read::Result<u64> {

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use super::patience::{MEMORY, PATIENCE};
+
 /// A process across pid reuse: no two processes share a pid and a start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
@@ -27,8 +29,6 @@ pub struct Identity {
     pub exe: Option<PathBuf>,
     /// The arguments, which the process can overwrite; empty for zombies and kernel threads.
     pub cmdline: Vec<String>,
-    /// The pid in each nested pid namespace, outermost first.
-    pub nspid: Vec<u32>,
     /// The path in the unified cgroup hierarchy (or the first listed), empty if there is none.
     pub cgroup: String,
 }
@@ -48,8 +48,8 @@ pub enum IdentityError {
 const STAT_MAX: u64 = 4096;
 /// Arguments serve to show and to derive a service's name; the rest of a long command line adds nothing.
 const CMDLINE_MAX: u64 = 16 * 1024;
-/// About 60 lines of fixed size.
-const STATUS_MAX: u64 = 64 * 1024;
+/// Threads looked at for one that lives.
+const THREADS_MAX: usize = 256;
 /// One line per hierarchy, paths of up to 4 KiB.
 const CGROUP_MAX: u64 = 64 * 1024;
 
@@ -74,21 +74,44 @@ pub fn key(pid: u32) -> Result<ProcessKey, IdentityError> {
     Ok(ProcessKey { pid, start_time: stat.start_time })
 }
 
-/// Reads everything. The parts besides `stat` may be missing (permissions, a process that just ended): those
-/// fields stay empty.
+/// The thread through which a process's memory, map and files can be seen: its first, unless that ended before the
+/// others.
+pub(super) fn via(pid: u32) -> u32 {
+    let ended =
+        read_proc(pid, "stat", STAT_MAX).ok().and_then(|stat| parse_stat(&stat)).is_some_and(|s| s.ended);
+    if ended { live_thread(pid).unwrap_or(pid) } else { pid }
+}
+
+/// A thread of a process other than its first that has not ended.
+pub(super) fn live_thread(pid: u32) -> Option<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    threads
+        .flatten()
+        .take(THREADS_MAX)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|tid| *tid != pid)
+        .find(|tid| {
+            let stat = read_proc(*tid, "stat", STAT_MAX).ok();
+            stat.and_then(|stat| parse_stat(&stat)).is_some_and(|stat| !stat.ended)
+        })
+}
+
+/// Reads everything. The parts besides `stat` may be missing (permissions, a process that just ended, one that does
+/// not answer): those fields stay empty.
 pub fn read(pid: u32) -> Result<Identity, IdentityError> {
     let bytes = read_proc(pid, "stat", STAT_MAX)?;
     let stat = parse_stat(&bytes).ok_or(IdentityError::Stat { pid })?;
-    let status = read_proc(pid, "status", STATUS_MAX).unwrap_or_default();
+    let alive = if stat.ended { live_thread(pid).unwrap_or(pid) } else { pid };
     let cgroup = read_proc(pid, "cgroup", CGROUP_MAX).unwrap_or_default();
-    let cmdline = read_proc(pid, "cmdline", CMDLINE_MAX).unwrap_or_default();
+    // The arguments are the process's own memory, which it can make wait for.
+    let cmdline = PATIENCE.ask(pid, MEMORY, move || read_proc(alive, "cmdline", CMDLINE_MAX));
+    let cmdline = cmdline.ok().and_then(Result::ok).unwrap_or_default();
     Ok(Identity {
         key: ProcessKey { pid, start_time: stat.start_time },
         ppid: stat.ppid,
         comm: stat.comm,
-        exe: std::fs::read_link(format!("/proc/{pid}/exe")).ok(),
+        exe: std::fs::read_link(format!("/proc/{alive}/exe")).ok(),
         cmdline: parse_cmdline(&cmdline),
-        nspid: parse_nspid(&status),
         cgroup: parse_cgroup(&cgroup),
     })
 }
@@ -96,6 +119,8 @@ pub fn read(pid: u32) -> Result<Identity, IdentityError> {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     comm: String,
+    /// The main thread is no more: there is no memory, map or descriptor to be seen through it.
+    ended: bool,
     ppid: u32,
     start_time: u64,
 }
@@ -109,9 +134,10 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let rest = std::str::from_utf8(bytes.get(close + 1..)?).ok()?;
     // The first field after the name is number 3.
     let mut fields = rest.split_ascii_whitespace();
-    let ppid = fields.nth(1)?.parse().ok()?;
+    let ended = matches!(fields.next()?, "Z" | "X");
+    let ppid = fields.next()?.parse().ok()?;
     let start_time = fields.nth(22 - 5)?.parse().ok()?;
-    Some(Stat { comm, ppid, start_time })
+    Some(Stat { comm, ended, ppid, start_time })
 }
 
 fn parse_cmdline(bytes: &[u8]) -> Vec<String> {
@@ -120,15 +146,6 @@ fn parse_cmdline(bytes: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     bytes.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
-}
-
-fn parse_nspid(status: &[u8]) -> Vec<u32> {
-    status
-        .split(|&b| b == b'\n')
-        .find_map(|line| line.strip_prefix(b"NSpid:"))
-        .and_then(|rest| std::str::from_utf8(rest).ok())
-        .map(|rest| rest.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
-        .unwrap_or_default()
 }
 
 /// Lines are `hierarchy:controllers:path`; hierarchy 0 is the unified one.
@@ -154,7 +171,7 @@ mod tests {
     fn stat_fields_are_counted_after_the_last_parenthesis() {
         for comm in ["cat", "a b", "x) R 1 2 3", "((", "\n) S 7 7", ""] {
             let stat = parse_stat(stat_line(comm).as_bytes()).unwrap();
-            assert_eq!(stat, Stat { comm: comm.to_owned(), ppid: 40, start_time: 220 });
+            assert_eq!(stat, Stat { comm: comm.to_owned(), ended: false, ppid: 40, start_time: 220 });
         }
     }
 
@@ -178,7 +195,6 @@ mod tests {
         assert_eq!(parse_cgroup(b"9:cpu:/a\n0::/b:c\n"), "/b:c");
         assert_eq!(parse_cgroup(b"9:cpu:/a\n"), "/a");
         assert_eq!(parse_cgroup(b""), "");
-        assert_eq!(parse_nspid(b"Name:\tx\nNSpid:\t77\t5\n"), [77, 5]);
     }
 
     #[test]
@@ -189,12 +205,49 @@ mod tests {
         assert_eq!(me.exe, Some(std::env::current_exe().unwrap()));
         assert_eq!(me.cmdline, std::env::args().collect::<Vec<_>>());
         assert_eq!(me.ppid, std::os::unix::process::parent_id());
-        assert_eq!(me.nspid.first(), Some(&std::process::id()));
     }
 
     #[test]
     fn a_pid_that_cannot_exist_is_gone() {
         // Above PID_MAX_LIMIT of every kernel.
         assert!(matches!(read(u32::MAX), Err(IdentityError::Gone(u32::MAX))));
+    }
+
+    /// A process whose main thread ends while another waits to be told to end.
+    const LEADERLESS: &str = "
+import ctypes, os, sys, threading
+def wait():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=wait).start()
+ctypes.CDLL(None).syscall(60, 0)
+";
+
+    #[test]
+    fn a_process_without_its_main_thread_is_seen_through_another() {
+        use crate::process::maps::{Maps, open};
+        use crate::process::memory::{Memory, ProcessMemory};
+        let child = std::process::Command::new("python3")
+            .args(["-c", LEADERLESS])
+            .stdin(std::process::Stdio::piped())
+            .spawn();
+        let Ok(mut child) = child else {
+            eprintln!("SKIPPED: no python3");
+            return;
+        };
+        let pid = child.id();
+        let began = std::time::Instant::now();
+        while via(pid) == pid {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "the main thread does not end");
+            std::thread::yield_now();
+        }
+        let who = read(pid).unwrap();
+        assert!(who.exe.is_some() && who.cmdline.len() == 3);
+        let maps = Maps::read(pid).unwrap();
+        let code = maps.iter().find(|m| m.executable && m.is_file()).unwrap();
+        assert!(open(pid, code).is_ok());
+        assert!(ProcessMemory::new(pid).read_u64(code.start).is_ok());
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 }

@@ -16,7 +16,8 @@ use profiler_common::{Target, target_flags};
 
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
-use super::maps::{self, Mapping, Maps};
+use super::maps::{self, Maps};
+use super::patience::{FILES, MEMORY, PATIENCE};
 use super::python::{self, PythonError};
 use super::roster::Roster;
 use super::service;
@@ -25,6 +26,7 @@ use super::targets::{Feature, Runtime, TargetInfo};
 use crate::bpf::{BoundaryProbes, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
+use crate::health::Pulse;
 use crate::pipeline;
 
 /// What the manager is told.
@@ -88,6 +90,7 @@ pub struct Manager {
     /// Told to the correlator: a process found dead.
     pub gone: Box<dyn Fn(u32) + Send>,
     pub included: HashSet<u32>,
+    pub pulse: Option<Pulse>,
     pending: HashMap<u32, Pending>,
     /// Looked at by the last scan, and the sockets it found.
     scanned: HashMap<u32, ProcessKey>,
@@ -119,6 +122,7 @@ impl Manager {
             tell,
             gone,
             included: HashSet::new(),
+            pulse: None,
             pending: HashMap::new(),
             scanned: HashMap::new(),
             listening: Listening::default(),
@@ -139,6 +143,7 @@ impl Manager {
         let mut next_scan = Instant::now() + SCAN_EVERY;
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING_EVERY;
         loop {
+            self.beat();
             let now = Instant::now();
             let look = self.pending.values().map(|p| p.started + LOOKS[p.look]).min();
             let wake = next_scan.min(next_housekeeping).min(look.unwrap_or(next_scan));
@@ -167,6 +172,12 @@ impl Manager {
         self.sampler.detach(&mut self.object);
         self.boundary.detach(&mut self.object);
         self.object
+    }
+
+    fn beat(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
     }
 
     fn message(&mut self, message: Message) {
@@ -227,6 +238,7 @@ impl Manager {
         self.scans = self.scans.wrapping_add(1);
         let before = std::mem::take(&mut self.scanned);
         for pid in pids {
+            self.beat();
             if self.roster.targets.is_live(pid) {
                 continue;
             }
@@ -286,6 +298,7 @@ impl Manager {
         let mut info = (*mother).clone();
         (info.key, info.pid, info.ppid) = (key, child, parent);
         (self.tell)(pipeline::Message::Forked { parent: mother.key, child: key });
+        self.boundary.inherit(parent, child);
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
         self.roster.enter(info);
         if !ready {
@@ -316,6 +329,7 @@ impl Manager {
             .map(|(pid, _)| *pid)
             .collect();
         for pid in due {
+            self.beat();
             let finished = self.consider(pid, false);
             let Some(pending) = self.pending.get_mut(&pid) else { continue };
             pending.look += 1;
@@ -417,14 +431,25 @@ impl Manager {
 
     fn make_target(&mut self, who: Identity, ports: Vec<u16>) -> bool {
         let pid = who.key.pid;
-        let maps = match Maps::read(pid) {
-            Ok(maps) => maps,
-            Err(_) => return true,
+        let maps = match PATIENCE.ask(pid, MEMORY, move || Maps::read(pid)) {
+            Ok(Ok(maps)) => maps,
+            Ok(Err(_)) => return true,
+            // It is a target whose entry says why nothing works.
+            Err(_) => Maps::default(),
         };
         let boundary = self.attach_libc(pid, &maps);
+        let seen = maps.clone();
+        let python = PATIENCE.ask(pid, FILES, move || {
+            python::detect(pid, &seen).map_err(|error| {
+                let version =
+                    python::locate(pid, &seen).ok().flatten().map(|found| found.version.to_string());
+                (error, version)
+            })
+        });
+        let python = python.unwrap_or_else(|unanswered| Err((unanswered.into(), None)));
         let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
         let mut settled = boundary.works;
-        let (runtime, interpreter_stacks) = match python::detect(pid, &maps) {
+        let (runtime, interpreter_stacks) = match python {
             Ok(None) => (
                 Runtime { name: native_runtime(&maps), version: None },
                 Feature::missing("no interpreter that is known"),
@@ -434,10 +459,8 @@ impl Manager {
                 let version = Some(found.release.clone());
                 (Runtime { name: "python", version }, Feature::works("CPython's own frames"))
             }
-            Err(error) => {
+            Err((error, version)) => {
                 settled &= !matches!(error, PythonError::NotStarted | PythonError::Memory(_));
-                let version =
-                    python::locate(pid, &maps).ok().flatten().map(|found| found.version.to_string());
                 (Runtime { name: "python", version }, Feature::missing(error.to_string()))
             }
         };
@@ -481,7 +504,7 @@ impl Manager {
     }
 
     fn attach_libc(&mut self, pid: u32, maps: &Maps) -> Feature {
-        let Some(mapping) = maps.iter().find(|m| m.executable && is_glibc(m)) else {
+        let Some(mapping) = maps.iter().find(|m| m.executable && m.is_glibc()) else {
             let musl = maps.iter().any(|m| m.file_name().starts_with("ld-musl"));
             return Feature::missing(if musl {
                 "musl's C library has no probe sites that are known"
@@ -489,22 +512,21 @@ impl Manager {
                 "no C library is mapped (a static binary, or it is still starting)"
             });
         };
-        let file = match maps::open(pid, mapping) {
-            Ok(file) => file,
+        let name = mapping.path.to_string_lossy().into_owned();
+        let place = mapping.clone();
+        let file = match PATIENCE.ask(pid, FILES, move || maps::open(pid, &place)) {
+            Ok(Ok(file)) => file,
+            Ok(Err(error)) => return Feature::missing(error.to_string()),
             Err(error) => return Feature::missing(error.to_string()),
         };
-        let name = mapping.path.to_string_lossy().into_owned();
-        match self.boundary.attach(&mut self.object, file, &name, &self.probes) {
-            Ok(sites) => Feature::works(format!("uprobe: {sites} sites in {name}")),
+        let targets = self.roster.targets.clone();
+        let own = self.own_pid;
+        self.boundary.sweep(move |user| user == own || targets.is_live(user));
+        match self.boundary.attach(&mut self.object, pid, file, &name, &self.probes) {
+            Ok(attached) => Feature::works(format!("uprobe: {attached} in {name}")),
             Err(reason) => Feature::missing(reason),
         }
     }
-}
-
-/// `libc.so.6`, or `libc-2.31.so` as it was called before 2.34.
-fn is_glibc(mapping: &Mapping) -> bool {
-    let name = mapping.file_name();
-    name == "libc.so.6" || (name.starts_with("libc-2.") && name.ends_with(".so"))
 }
 
 fn native_runtime(maps: &Maps) -> &'static str {

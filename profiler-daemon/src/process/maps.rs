@@ -7,13 +7,14 @@
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::identity::read_bounded;
+use super::identity::{read_bounded, via};
 
 /// One line of the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Mapping {
         self.inode != 0
     }
 
+    /// Whether it is glibc: `libc.so.6`, or `libc-2.31.so` as it was called before 2.34.
+    pub fn is_glibc(&self) -> bool {
+        let name = self.file_name();
+        name == "libc.so.6" || (name.starts_with("libc-2.") && name.ends_with(".so"))
+    }
+
     /// The last component of the path, for display.
     pub fn file_name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
@@ -49,7 +56,6 @@ impl Mapping {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Maps {
     mappings: Vec<Mapping>,
-    truncated: bool,
 }
 
 /// Linux's default `vm.max_map_count` is 65,530: a process has to be raised by root to have more.
@@ -60,18 +66,19 @@ const BYTES_MAX: u64 = 16 << 20;
 impl Maps {
     /// Reads the map of a process.
     pub fn read(pid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&read_bounded(&format!("/proc/{pid}/maps"), BYTES_MAX)?))
+        Ok(Self::parse(&Self::text(pid)?))
+    }
+
+    /// What [`Self::parse`] takes; to be compared with an earlier one, which is cheaper than parsing it.
+    pub fn text(pid: u32) -> io::Result<Vec<u8>> {
+        read_bounded(&format!("/proc/{}/maps", via(pid)), BYTES_MAX)
     }
 
     /// Lines that are not understood are skipped, as is everything beyond the limit.
     pub fn parse(text: &[u8]) -> Self {
         let mut maps = Self::default();
         let mut last: Arc<Path> = Arc::from(Path::new(""));
-        for (n, line) in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()).enumerate() {
-            if n == LINES_MAX {
-                maps.truncated = true;
-                break;
-            }
+        for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()).take(LINES_MAX) {
             let Some(mapping) = parse_line(line, &mut last) else { continue };
             if mapping.executable || mapping.is_file() || mapping.path.as_os_str() == "[vdso]" {
                 maps.mappings.push(mapping);
@@ -92,9 +99,16 @@ impl Maps {
         self.mappings.iter()
     }
 
-    /// Whether lines were left out because there were too many.
-    pub fn truncated(&self) -> bool {
-        self.truncated
+    /// The executable address ranges of which what is mapped differs between two maps.
+    pub fn changed(&self, other: &Self) -> Vec<Range<u64>> {
+        let code = |maps: &Self| maps.mappings.iter().filter(|m| m.executable).cloned().collect::<Vec<_>>();
+        let (ours, theirs) = (code(self), code(other));
+        let lacks = |all: &[Mapping], one: &Mapping| {
+            all.binary_search_by_key(&one.start, |m| m.start).map_or(true, |n| all[n] != *one)
+        };
+        let gone = ours.iter().filter(|m| lacks(&theirs, m));
+        let new = theirs.iter().filter(|m| lacks(&ours, m));
+        gone.chain(new).map(|m| m.start..m.end).collect()
     }
 }
 
@@ -161,7 +175,8 @@ pub enum OpenError {
     Io { path: String, source: io::Error },
 }
 
-/// Opens the file behind a mapping for reading. Never blocks on, and never opens, anything but a regular file.
+/// Opens the file behind a mapping for reading. Never opens anything but a regular file; only a file system in user
+/// space can make it wait (see `patience`).
 ///
 /// `/proc/PID/map_files` leads to the very file that is mapped, deleted or not, in whatever namespace. Without the
 /// privilege for it the path is looked up below the target's own root, where no link can lead out.
@@ -170,6 +185,7 @@ pub fn open(pid: u32, mapping: &Mapping) -> Result<File, OpenError> {
         return Err(OpenError::Anonymous);
     }
     let name = || mapping.path.to_string_lossy().into_owned();
+    let pid = via(pid);
     let direct = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
     if let Ok(handle) = open_path(&direct) {
         return reopen_regular(handle, name).map(|(file, _)| file);
@@ -186,6 +202,17 @@ pub fn open(pid: u32, mapping: &Mapping) -> Result<File, OpenError> {
         return Err(OpenError::Changed { path: name() });
     }
     Ok(file)
+}
+
+/// Whether a program serves the file (FUSE): it can say anything of it, and let every read of it wait.
+pub fn in_user_space(file: &File) -> bool {
+    /// include/uapi/linux/magic.h
+    const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+    // SAFETY: an all-zero `statfs` is valid, and only written by the call.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `about` outlives the call.
+    let failed = unsafe { libc::fstatfs(file.as_raw_fd(), &mut about) };
+    failed != 0 || about.f_type == FUSE_SUPER_MAGIC
 }
 
 /// A handle that is neither readable nor able to block.
@@ -258,7 +285,6 @@ nonsense
         let maps = Maps::parse(TEXT);
         let names: Vec<_> = maps.iter().map(|m| m.path.to_str().unwrap()).collect();
         assert_eq!(names, ["/usr/bin/cat", "/usr/bin/cat", "", "/tmp/a\nb\\134 c.so", "[vdso]"]);
-        assert!(!maps.truncated());
         let cat = maps.lookup(0x55d0_c0a0_6fff).unwrap();
         assert_eq!((cat.offset, cat.inode, cat.dev, cat.executable), (0x2000, 1234, (8, 1), true));
         assert_eq!(maps.lookup(0x55d0_c0a0_7000), None);
@@ -267,6 +293,31 @@ nonsense
         let gone = maps.lookup(0x7f00_0000_2000).unwrap();
         assert!(gone.deleted);
         assert_eq!((gone.dev, gone.file_name().as_str()), ((0xfd, 0x0a), "a\nb\\134 c.so"));
+    }
+
+    #[test]
+    fn what_changed_is_code_that_came_went_or_was_replaced() {
+        let old = Maps::parse(
+            b"\
+1000-2000 r-xp 00000000 08:01 7 /a
+3000-4000 r-xp 00000000 08:01 8 /b
+5000-6000 r--p 00000000 08:01 9 /data
+7000-8000 r-xp 00000000 08:01 7 /a
+",
+        );
+        let new = Maps::parse(
+            b"\
+1000-2000 r-xp 00000000 08:01 7 /a
+3000-4000 r-xp 00000000 08:01 10 /c
+5000-6000 r--p 00000000 08:01 11 /other data
+9000-a000 r-xp 00000000 08:01 7 /a
+",
+        );
+        let mut changed = old.changed(&new);
+        changed.sort_by_key(|range| range.start);
+        changed.dedup();
+        assert_eq!(changed, [0x3000..0x4000, 0x7000..0x8000, 0x9000..0xa000]);
+        assert!(old.changed(&old).is_empty());
     }
 
     #[test]
@@ -308,8 +359,7 @@ nonsense
     fn the_number_of_lines_is_bounded() {
         let line = b"1000-2000 r-xp 00000000 00:00 0\n";
         assert_eq!(Maps::parse(&line.repeat(LINES_MAX)).iter().count(), LINES_MAX);
-        let more = Maps::parse(&line.repeat(LINES_MAX + 1));
-        assert_eq!((more.iter().count(), more.truncated()), (LINES_MAX, true));
+        assert_eq!(Maps::parse(&line.repeat(LINES_MAX + 1)).iter().count(), LINES_MAX);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! recorded or hostile memory.
 //!
 //! A read of a page that a FUSE file or `userfaultfd` backs waits for the target to serve it, which may be for
-//! ever. So all of this belongs on the symbolizer's own thread, under the pipeline's watchdog, never on a thread
-//! that others wait for. Nothing here ever writes to a target.
+//! ever: reads go through [`super::patience`]. Nothing here ever writes to a target.
 
 use std::io;
+
+use super::identity;
 
 /// Why memory could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -58,22 +59,33 @@ impl Memory for ProcessMemory {
         if buf.is_empty() {
             return Ok(());
         }
-        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: buf.len() };
-        let pid = libc::pid_t::try_from(self.pid).map_err(|_| ReadError::Gone)?;
-        // SAFETY: `local` describes `buf`, which is ours to write for its whole length; `remote` is only
-        // interpreted in the other process, where the kernel checks it.
-        let n = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-        match usize::try_from(n) {
-            Ok(n) if n == buf.len() => Ok(()),
-            Ok(_) => Err(ReadError::Fault),
-            Err(_) => Err(match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                libc::EFAULT => ReadError::Fault,
-                libc::ESRCH => ReadError::Gone,
-                libc::EPERM => ReadError::Denied,
-                other => ReadError::Os(other),
-            }),
+        match read_of(self.pid, address, buf) {
+            // The main thread may have ended before the others.
+            Err(ReadError::Gone) => match identity::live_thread(self.pid) {
+                Some(tid) => read_of(tid, address, buf),
+                None => Err(ReadError::Gone),
+            },
+            done => done,
         }
+    }
+}
+
+fn read_of(task: u32, address: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: buf.len() };
+    let pid = libc::pid_t::try_from(task).map_err(|_| ReadError::Gone)?;
+    // SAFETY: `local` describes `buf`, which is ours to write for its whole length; `remote` is only
+    // interpreted in the other process, where the kernel checks it.
+    let n = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+    match usize::try_from(n) {
+        Ok(n) if n == buf.len() => Ok(()),
+        Ok(_) => Err(ReadError::Fault),
+        Err(_) => Err(match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
+            libc::EFAULT => ReadError::Fault,
+            libc::ESRCH => ReadError::Gone,
+            libc::EPERM => ReadError::Denied,
+            other => ReadError::Os(other),
+        }),
     }
 }
 

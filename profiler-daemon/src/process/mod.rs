@@ -1,7 +1,8 @@
 //! Everything the daemon learns from a process it did not write: `/proc`, its memory, its files.
 //!
 //! All of it is hostile input: a target may forge any structure it holds and swap any file it owns while we look.
-//! So every reader here is bounded in time and space, never waits on a target's file, and returns typed errors.
+//! So every reader here is bounded in space and returns typed errors. What a target can make wait for ever (its
+//! memory, its files) is read through [`patience`], by the callers of this module.
 
 pub mod elf;
 pub mod identity;
@@ -9,6 +10,7 @@ pub mod joining;
 pub mod manager;
 pub mod maps;
 pub mod memory;
+pub mod patience;
 pub mod python;
 pub mod roster;
 pub mod service;

@@ -16,8 +16,10 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use profiler_common::{ENTRY_FLAG, PythonOffsets, Target, target_flags};
 
 use super::elf::{ElfError, ElfFile};
+use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
+use super::patience::Unanswered;
 
 /// `major.minor` of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +159,8 @@ pub enum PythonError {
     Elf { path: String, source: ElfError },
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     #[error("the interpreter's memory: {0}")]
     Memory(#[from] ReadError),
 }
@@ -238,7 +242,7 @@ pub fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
 /// Mappings of files that may hold an interpreter, libraries first: a program that uses one exports its symbols
 /// too. Of each file only the executable mapping counts.
 fn candidates(pid: u32, maps: &Maps) -> Vec<&Mapping> {
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let exe = std::fs::read_link(format!("/proc/{}/exe", via(pid))).unwrap_or_default();
     let rank = |m: &&Mapping| {
         let name = m.file_name();
         if name.starts_with("libpython") {
@@ -291,10 +295,8 @@ fn read_key(memory: &impl Memory, runtime: u64, layout: &Layout) -> Result<u32, 
 
 /// Finds glibc in the maps (before 2.34 the function is in libpthread) and reads the offset off its code.
 fn thread_data_block(pid: u32, maps: &Maps) -> Result<u32, PythonError> {
-    let is_libc = |name: &str| {
-        name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("libpthread")
-    };
-    for mapping in maps.iter().filter(|m| m.executable && m.is_file() && is_libc(&m.file_name())) {
+    let defines = |m: &&Mapping| m.is_glibc() || m.file_name().starts_with("libpthread");
+    for mapping in maps.iter().filter(|m| m.executable && m.is_file()).filter(defines) {
         let elf = open_elf(pid, mapping)?;
         let name = "pthread_getspecific";
         let found = elf.symbols(&[name]).map_err(|source| elf_error(mapping, source))?;

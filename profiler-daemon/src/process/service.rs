@@ -99,7 +99,6 @@ mod tests {
             comm: "comm".into(),
             exe: Some("/usr/bin/prog".into()),
             cmdline: cmdline.iter().map(|s| (*s).to_owned()).collect(),
-            nspid: vec![],
             cgroup: cgroup.into(),
         })
     }

@@ -5,8 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+
+use super::identity::via;
 
 /// Listening sockets of one network namespace: inode → TCP port, 0 for a unix socket.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,8 @@ const TCP_TABLES: [&str; 2] = ["tcp", "tcp6"];
 /// Lines read of each table; a host has far fewer sockets that listen, and where more are connected, what is missed is
 /// found by its next request.
 const LINES_MAX: usize = 100_000;
+/// Bytes read of each table: as many lines of 160 bytes.
+const BYTES_MAX: u64 = 16 << 20;
 /// Bytes read at a time of a table that is not read to its end.
 const CHUNK: usize = 4096;
 /// Descriptors looked at per process: as many as connections are followed at all.
@@ -23,7 +27,7 @@ const FDS_MAX: usize = 65_536;
 
 /// Whether this descriptor of a process can be a connection: `false` only when it is closed or something else by now.
 pub fn may_be_socket(pid: u32, fd: u32) -> bool {
-    match fs::read_link(format!("/proc/{pid}/fd/{fd}")) {
+    match fs::read_link(format!("/proc/{}/fd/{fd}", via(pid))) {
         Ok(target) => target.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
@@ -36,9 +40,7 @@ impl Listening {
         for table in TCP_TABLES {
             found.extend(listeners(lines(pid, table)));
         }
-        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/unix")) {
-            found.extend(text.lines().skip(1).take(LINES_MAX).filter_map(unix_line));
-        }
+        found.extend(lines(pid, "unix").filter_map(|line| unix_line(&line)));
         Self(found)
     }
 
@@ -73,12 +75,12 @@ pub fn incoming(pid: u32) -> Vec<(u32, u64)> {
 
 /// The inode of the socket that a descriptor is.
 pub fn inode(pid: u32, fd: u32) -> Option<u64> {
-    socket_inode(Path::new(&format!("/proc/{pid}/fd/{fd}")))
+    socket_inode(Path::new(&format!("/proc/{}/fd/{fd}", via(pid))))
 }
 
 /// Descriptors of `pid` that are sockets, with their inodes.
 fn sockets(pid: u32) -> impl Iterator<Item = (u32, u64)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(format!("/proc/{}/fd", via(pid))).into_iter().flatten().flatten();
     entries.take(FDS_MAX).filter_map(|entry| {
         let fd = entry.file_name().to_str()?.parse().ok()?;
         Some((fd, socket_inode(&entry.path())?))
@@ -90,11 +92,19 @@ fn socket_inode(descriptor: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The lines of a table below its head.
+/// The lines of a table of a process's network namespace, below its head.
 fn lines(pid: u32, table: &str) -> impl Iterator<Item = String> {
-    let file = fs::File::open(format!("/proc/{pid}/net/{table}")).ok();
-    let lines = file.into_iter().flat_map(|file| BufReader::with_capacity(CHUNK, file).lines());
-    lines.map_while(Result::ok).skip(1).take(LINES_MAX)
+    fs::File::open(format!("/proc/{}/net/{table}", via(pid)))
+        .into_iter()
+        .flat_map(|file| rows(file.take(BYTES_MAX)))
+}
+
+/// The lines of a table below its head. Whoever names a unix socket chooses the bytes of its name, which are no matter
+/// here.
+fn rows(table: impl Read) -> impl Iterator<Item = String> {
+    let table = BufReader::with_capacity(CHUNK, table);
+    let lines = table.split(b'\n').map_while(Result::ok).skip(1).take(LINES_MAX);
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned())
 }
 
 /// The listening sockets of a table. They come before all others, so the rest, which on a busy host are tens of
@@ -246,6 +256,15 @@ mod tests {
             assert_ne!(super::inode(me, client.as_raw_fd() as u32), Some(inode));
         }
         assert_eq!(super::inode(me, u32::MAX), None);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_other_socket() {
+        let table = b"Num RefCount Protocol Flags Type St Inode Path\n\
+            0: 00000002 00000000 00010000 0001 01 5 @\xff\xfe\n\
+            0: 00000002 00000000 00010000 0001 01 6 /run/app.sock\n";
+        let found: Vec<_> = rows(table.as_slice()).filter_map(|line| unix_line(&line)).collect();
+        assert_eq!(found, [(5, 0), (6, 0)]);
     }
 
     #[test]

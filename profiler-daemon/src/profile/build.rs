@@ -75,6 +75,19 @@ impl Builder {
         }
     }
 
+    /// Adds one sample whose stack there is no room for, as `[truncated]`.
+    pub fn fold(&mut self, weight: u64) {
+        self.samples = self.samples.saturating_add(1);
+        self.growth.profile.truncated_samples = self.growth.profile.truncated_samples.saturating_add(1);
+        let fold = self.growth.truncated(ROOT);
+        self.growth.own(fold, Cost { ns: weight, samples: 1 });
+    }
+
+    /// Nodes of the tree so far.
+    pub fn nodes(&self) -> usize {
+        self.growth.profile.nodes.len()
+    }
+
     /// Samples added so far.
     pub fn samples(&self) -> u64 {
         self.samples

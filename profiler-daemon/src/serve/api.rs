@@ -99,7 +99,9 @@ async fn status(State(app): State<Arc<App>>, uri: Uri) -> Answer {
         let mut status = (context.status)();
         if let Value::Object(fields) = &mut status {
             fields.insert("store".to_owned(), store_status(context));
-            fields.insert("ready".to_owned(), json!(readiness(context).is_ok()));
+            let ready = readiness(context);
+            fields.insert("ready".to_owned(), json!(ready.is_ok()));
+            fields.insert("not_ready".to_owned(), json!(ready.err()));
         }
         Ok(Json(status).into_response())
     })

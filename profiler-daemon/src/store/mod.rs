@@ -27,6 +27,8 @@ pub use filter::{BadCursor, Filter, InvalidId, RequestId, Sort, StatusFilter};
 pub use reader::{Merged, Page, ReadError, Reader, RouteStats};
 pub use writer::{Entry, Sender};
 
+use crate::health::Health;
+
 /// The size a store may have when nothing else is configured.
 pub const DEFAULT_MAX_BYTES: u64 = 512 << 20;
 /// The age at which requests are forgotten when nothing else is configured.
@@ -90,6 +92,7 @@ pub struct Store {
     reader: Reader,
     counters: Arc<Counters>,
     warnings: Vec<String>,
+    health: Health,
     // Held for its lock: a second daemon must not open the directory before the writer has ended.
     _lock: directory::Lock,
 }
@@ -106,10 +109,17 @@ impl Store {
             tracing::warn!("{warning}");
         }
         let counters = Arc::new(Counters::default());
+        let health = Health::default();
         let reader = Reader::open(&path, Arc::clone(&counters))
             .map_err(|source| OpenError::Database { path: path.clone(), source })?;
-        let writer = writer::Writer::start(connection, path, config, Arc::clone(&counters))?;
-        Ok(Self { writer, reader, counters, warnings, _lock: lock })
+        let writer = writer::Writer::start(
+            connection,
+            path,
+            config,
+            Arc::clone(&counters),
+            health.stage("store-writer"),
+        )?;
+        Ok(Self { writer, reader, counters, warnings, health, _lock: lock })
     }
 
     /// Where the pipeline puts finished requests.
@@ -123,6 +133,11 @@ impl Store {
 
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// How the writer does; other stages join it here.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// What was found on opening that a person should know, for instance a quarantined file.

@@ -17,12 +17,15 @@ use super::counters::{Counters, DropReason};
 use super::filter::RequestId;
 use super::retention::Retention;
 use super::{Config, OpenError, row};
+use crate::health::{self, Pulse};
 use crate::record::RequestRecord;
 
 /// Entries that wait for the writer, about 4 MB without their profiles: several seconds of a busy host.
 const QUEUE: usize = 8_192;
 /// Encoded profiles that wait for the writer, bytes in total. Past it, records are queued without theirs.
 const QUEUE_PROFILE_BYTES: usize = 64 << 20;
+/// How long the last batches may take.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Larger than any profile of a request that a person could read; bounds what a reader has to hold.
 pub(super) const MAX_PROFILE_BYTES: usize = 16 << 20;
 /// Rows of a transaction: beyond this it gets no cheaper per row.
@@ -97,6 +100,7 @@ impl Writer {
         path: PathBuf,
         config: &Config,
         counters: Arc<Counters>,
+        pulse: Pulse,
     ) -> Result<Self, OpenError> {
         let (queue, receiver) = bounded(QUEUE);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
@@ -114,6 +118,7 @@ impl Writer {
             max_batch_bytes: usize::try_from(config.max_bytes / 16)
                 .map_or(BATCH_PROFILE_BYTES, |share| share.min(BATCH_PROFILE_BYTES)),
             pause: None,
+            pulse,
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -142,12 +147,10 @@ impl Writer {
     }
 
     fn join(&mut self) {
-        // Fails only if the thread has ended already.
-        let _ = self.sender.queue.send(Message::Stop);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the store's writer thread panicked");
+        // A full queue in front of a disk that hangs takes no more. Fails also if the thread has ended already.
+        let _ = self.sender.queue.send_timeout(Message::Stop, STOP_LIMIT);
+        if let Some(thread) = self.thread.take() {
+            health::join("store-writer", thread, STOP_LIMIT);
         }
     }
 }
@@ -170,6 +173,7 @@ struct Worker {
     max_batch_bytes: usize,
     /// Set while degraded.
     pause: Option<Pause>,
+    pulse: Pulse,
 }
 
 /// The disk refused; it is left alone for a while.
@@ -181,11 +185,13 @@ struct Pause {
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Message>) {
+        let _alive = self.pulse.alive();
         // An old file may be too large for new bounds before the first request comes.
         self.tend();
         let mut tend_at = Instant::now() + TICK;
         let mut batch_until = None;
         loop {
+            self.pulse.beat();
             let wake = batch_until.unwrap_or(tend_at).min(tend_at);
             match queue.recv_deadline(wake) {
                 Ok(Message::Entry(entry)) => {

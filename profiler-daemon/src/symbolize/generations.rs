@@ -44,6 +44,14 @@ impl<K: Eq + Hash + Clone, V: Clone> Generations<K, V> {
         Self { young: FxHashMap::default(), old: self.old.clone(), half: self.half }
     }
 
+    /// Keeps what `keep` holds of.
+    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.young.retain(|key, _| keep(key));
+        if !self.old.keys().all(&keep) {
+            Rc::make_mut(&mut self.old).retain(|key, _| keep(key));
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.young.clear();
         self.old = Rc::default();
@@ -72,8 +80,10 @@ mod tests {
         }
         assert_eq!(map.get(&98), Some(&196));
         assert_eq!(map.get(&10), None);
+        map.retain(|n| *n != 99);
+        assert_eq!((map.get(&98), map.get(&99)), (Some(&196), None));
         map.clear();
-        assert_eq!((map.len(), map.get(&99)), (0, None));
+        assert_eq!((map.len(), map.get(&98)), (0, None));
     }
 
     #[test]

@@ -10,13 +10,18 @@ use rustc_hash::FxHashSet;
 use super::text::clean;
 use crate::profile::{Frame, FrameKind};
 
-/// Frames kept for their own sake; beyond, those that nobody else holds are dropped. About 30 MiB.
-const FRAMES_MAX: usize = 200_000;
+/// Bytes of frames and names kept for their own sake, about; beyond, those that nobody else holds are dropped. What others
+/// hold is bounded where they hold it.
+const BYTES_MAX: usize = 32 << 20;
+/// What an entry costs beside its text: the allocation, the pointer and its share of the table.
+const FRAME_COST: usize = size_of::<Frame>() + 40;
+const NAME_COST: usize = 56;
 
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     frames: FxHashSet<Arc<Frame>>,
     names: FxHashSet<Arc<str>>,
+    bytes: usize,
     /// Grows with what others hold, so that a sweep is paid for by the insertions before it.
     limit: usize,
 }
@@ -29,6 +34,7 @@ impl Interner {
             return known.clone();
         }
         let name: Arc<str> = name.into();
+        self.bytes += NAME_COST + name.len();
         self.names.insert(name.clone());
         name
     }
@@ -37,11 +43,14 @@ impl Interner {
         if let Some(known) = self.frames.get(&frame) {
             return known.clone();
         }
-        if self.frames.len() + self.names.len() >= self.limit.max(FRAMES_MAX) {
+        if self.bytes >= self.limit.max(BYTES_MAX) {
             self.frames.retain(|frame| Arc::strong_count(frame) > 1);
             self.names.retain(|name| Arc::strong_count(name) > 1);
-            self.limit = 2 * (self.frames.len() + self.names.len());
+            let names: usize = self.names.iter().map(|name| NAME_COST + name.len()).sum();
+            self.bytes = names + self.frames.len() * FRAME_COST;
+            self.limit = 2 * self.bytes;
         }
+        self.bytes += FRAME_COST;
         let frame = Arc::new(frame);
         self.frames.insert(frame.clone());
         frame
@@ -72,11 +81,14 @@ mod tests {
     fn what_nobody_holds_is_dropped() {
         let mut interner = Interner::default();
         let held = interner.bare(FrameKind::Native, "held", "");
-        // Each makes a frame and a name.
-        for n in 0..FRAMES_MAX {
-            interner.bare(FrameKind::Native, &n.to_string(), "");
-            assert!(interner.frames.len() + interner.names.len() <= FRAMES_MAX + 2);
+        // Each makes a frame and a name, of which the longest take most.
+        let long = "x".repeat(400);
+        for n in 0..2 * BYTES_MAX / 400 {
+            interner.bare(FrameKind::Native, &format!("{n}{long}"), "");
+            assert!(interner.bytes <= BYTES_MAX + 1024);
         }
+        let names: usize = interner.names.iter().map(|name| name.len()).sum();
+        assert!(names <= interner.bytes);
         assert!(Arc::ptr_eq(&held, &interner.bare(FrameKind::Native, "held", "")));
     }
 }

@@ -12,8 +12,8 @@
 //!            └─ intern.rs    one copy of each frame
 //! ```
 //!
-//! A [`Symbolizer`] lives on one thread of its own: it is not `Send`, and it reads the memory of targets, which can
-//! block (see `process::memory`).
+//! A [`Symbolizer`] lives on one thread of its own: it is not `Send`. What it asks a target for may take as long as
+//! `process::patience` allows.
 
 mod generations;
 mod intern;
@@ -34,7 +34,6 @@ pub use reason::Reason;
 
 use crate::process::elf::ElfFile;
 use crate::process::identity::ProcessKey;
-use crate::process::memory::Memory;
 use crate::profile::{Frame, FrameKind};
 
 use generations::Generations;
@@ -47,8 +46,8 @@ use process::{Process, Resolved, ResolvedKind};
 const PROCESSES_MAX: usize = 1024;
 /// Memory for code objects and resolved frames of all processes together, bytes, about.
 const BYTES_MAX: usize = 64 << 20;
-/// How many new frames may be resolved between two looks at that sum.
-const AUDIT_INTERVAL: u32 = 4096;
+/// Bytes that may be added between two looks at that sum: what it can be exceeded by.
+const AUDIT_BYTES: usize = 1 << 20;
 /// Kernel addresses remembered. A busy host shows some 3,000.
 const KERNEL_MAX: usize = 32_768;
 
@@ -75,7 +74,8 @@ pub struct Symbolizer {
     /// The current stack, leaf first; here to keep its allocation.
     scratch: Vec<Rc<Resolved>>,
     clock: u64,
-    until_audit: u32,
+    /// Bytes added since the last audit.
+    added: usize,
 }
 
 impl Default for Symbolizer {
@@ -89,7 +89,7 @@ impl Default for Symbolizer {
             counters: FxHashMap::default(),
             scratch: Vec::new(),
             clock: 0,
-            until_audit: AUDIT_INTERVAL,
+            added: 0,
         }
     }
 }
@@ -112,6 +112,7 @@ impl Symbolizer {
         // Taken out of the map, so that the caches shared by all processes can be borrowed beside it.
         let mut process = self.processes.remove(&key).unwrap_or_else(|| Process::new(key));
         process.used = self.clock;
+        process.refresh();
 
         let mut cutting = false;
         for raw in user {
@@ -210,19 +211,29 @@ impl Symbolizer {
         }
     }
 
-    fn put_back(&mut self, key: ProcessKey, process: Process) {
+    fn put_back(&mut self, key: ProcessKey, mut process: Process) {
         if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&key) {
             self.forget_oldest();
         }
+        self.added += process.added();
+        process.bound();
         self.processes.insert(key, process);
-        if self.until_audit == 0 {
-            self.until_audit = AUDIT_INTERVAL;
-            while self.size() > BYTES_MAX && self.processes.len() > 1 {
-                self.forget_oldest();
-            }
-            if self.size() > BYTES_MAX {
-                self.processes.clear();
-            }
+        if self.added >= AUDIT_BYTES {
+            self.added = 0;
+            self.audit();
+        }
+    }
+
+    /// Who takes most room has to make some: others did nothing to lose what they have.
+    fn audit(&mut self) {
+        let mut sizes: Vec<(usize, ProcessKey)> =
+            self.processes.iter().map(|(key, process)| (process.size(), *key)).collect();
+        sizes.sort_unstable();
+        let mut total: usize = sizes.iter().map(|(size, _)| size).sum();
+        while total > BYTES_MAX {
+            let Some((size, key)) = sizes.pop() else { break };
+            total -= size;
+            self.forget(key);
         }
     }
 
@@ -235,7 +246,6 @@ impl Symbolizer {
     /// The slow path: a frame of this process that was not seen before.
     #[cold]
     fn resolve_user(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
-        self.until_audit = self.until_audit.saturating_sub(1);
         let resolved = match raw.kind() {
             FRAME_PYTHON => self.resolve_python(process, raw),
             _ => self.resolve_native(process, raw),
@@ -244,7 +254,12 @@ impl Symbolizer {
         let passing = matches!(
             resolved.kind,
             ResolvedKind::Unresolved(
-                Reason::Unmapped | Reason::TooManyFiles | Reason::Fault | Reason::Gone | Reason::Reused
+                Reason::Unmapped
+                    | Reason::TooManyFiles
+                    | Reason::Fault
+                    | Reason::Gone
+                    | Reason::Reused
+                    | Reason::Unanswered
             ) | ResolvedKind::Cut(Reason::Unmapped)
         );
         let resolved = Rc::new(resolved);
@@ -294,7 +309,7 @@ impl Symbolizer {
         let module = match module {
             Ok(module) => module,
             Err(reason) => {
-                if caller && !called_from(&process.memory, raw.address) {
+                if caller && !process.called_from(raw.address) {
                     return cut(Reason::NoCallSite);
                 }
                 let name = mapping.file_name();
@@ -381,13 +396,6 @@ fn call_site(elf: &ElfFile, vaddr: u64) -> bool {
         let before = &mut bytes[..length];
         elf.read_vaddr(start, before).is_ok() && native::ends_in_call(before)
     })
-}
-
-/// The same, by the memory, for code without a file. What cannot be read is given the benefit of the doubt.
-fn called_from(memory: &impl Memory, address: u64) -> bool {
-    let mut bytes = [0; native::CALL_MAX];
-    let start = address.wrapping_sub(native::CALL_MAX as u64);
-    memory.read(start, &mut bytes).is_err() || native::ends_in_call(&bytes)
 }
 
 #[cfg(test)]

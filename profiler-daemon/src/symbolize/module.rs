@@ -5,10 +5,14 @@
 //! name other processes' frames.
 //!
 //! blazesym maps the files it reads, and whoever may write to a file can truncate it meanwhile, which ends the
-//! reader with SIGBUS. So a file that anyone but this host's root could change is copied first.
+//! reader with SIGBUS. So a file that anyone but this host's root could change is copied first. It also opens whatever
+//! a file names as the place of its debug information, and a FIFO there would hold it for ever: names are followed
+//! only for files that root put where nobody else could put anything.
+//!
+//! A file system in user space can make every read wait, so files are opened and read through `process::patience`.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -18,8 +22,9 @@ use rustc_hash::FxHashMap;
 
 use super::reason::Reason;
 use crate::process::elf::{ElfFile, FileId};
-use crate::process::maps::{Mapping, Maps, open};
+use crate::process::maps::{Mapping, Maps, in_user_space, open};
 use crate::process::memory::{Memory, ProcessMemory};
+use crate::process::patience::{FILES, PATIENCE};
 
 /// A file with code.
 #[derive(Debug)]
@@ -60,18 +65,16 @@ impl Modules {
             let vdso = mapping.path.as_os_str() == "[vdso]";
             return if vdso { self.vdso() } else { Err(Reason::Anonymous) };
         }
-        let file = open(pid, mapping).map_err(|error| {
-            tracing::debug!(pid, %error, "cannot open a mapped file");
-            Reason::Unopened
-        })?;
-        let id = FileId::of(&file).map_err(|_| Reason::Unopened)?;
-        if let Some(module) = self.known.get(&id) {
+        let place = mapping.clone();
+        let opened = PATIENCE.ask(pid, FILES, move || Opened::of(pid, &place))??;
+        if let Some(module) = self.known.get(&opened.id) {
             return Ok(module.clone());
         }
         self.make_room()?;
-        let trusted = only_root_can_change(&file, mapping);
-        let (file, copied) = if trusted { (file, 0) } else { self.copy(&file, id.size)? };
-        let module = Rc::new(self.load(file, mapping.file_name(), copied)?);
+        let room = COPIES_MAX.saturating_sub(self.known.values().map(|m| m.copied).sum());
+        let (id, name) = (opened.id, mapping.file_name());
+        let read = PATIENCE.ask(pid, FILES, move || opened.read(&name, room))??;
+        let module = Rc::new(self.number(read, mapping.file_name()));
         self.known.insert(id, module.clone());
         Ok(module)
     }
@@ -91,15 +94,11 @@ impl Modules {
         if self.is_full() { Err(Reason::TooManyFiles) } else { Ok(()) }
     }
 
-    fn load(&mut self, file: File, name: String, copied: u64) -> Result<Module, Reason> {
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let elf = ElfFile::parse(file).map_err(|error| {
-            tracing::debug!(name, %error, "not a usable ELF file");
-            Reason::Damaged
-        })?;
-        let debug = elf.id().size <= DEBUG_MAX && elf.debug_fits(DEBUG_MAX);
+    fn number(&mut self, read: Read, name: String) -> Module {
+        let Read { elf, copied, debug } = read;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", elf.file().as_raw_fd()));
         self.next += 1;
-        Ok(Module { id: self.next, name, elf, path, debug, copied })
+        Module { id: self.next, name, elf, path, debug, copied }
     }
 
     /// The kernel maps the same code into every process: our own stands for all.
@@ -115,30 +114,95 @@ impl Modules {
             .read(mapping.start, &mut bytes)
             .map_err(|_| Reason::Unopened)?;
         let file = anonymous_file(&mut bytes.as_slice()).map_err(|_| Reason::Unopened)?;
-        let module = Rc::new(self.load(file, "[vdso]".to_owned(), bytes.len() as u64)?);
+        let read = Read::of(file, "[vdso]", bytes.len() as u64, false)?;
+        let module = Rc::new(self.number(read, "[vdso]".to_owned()));
         self.vdso = Some(module.clone());
         Ok(module)
     }
+}
 
-    fn copy(&self, file: &File, size: u64) -> Result<(File, u64), Reason> {
-        let copied: u64 = self.known.values().map(|m| m.copied).sum();
-        if size > COPY_MAX || copied + size > COPIES_MAX {
+/// A mapped file, before anything in it was looked at.
+struct Opened {
+    file: File,
+    id: FileId,
+    trust: Trust,
+}
+
+impl Opened {
+    fn of(pid: u32, mapping: &Mapping) -> Result<Self, Reason> {
+        let file = open(pid, mapping).map_err(|error| {
+            tracing::debug!(pid, %error, "cannot open a mapped file");
+            Reason::Unopened
+        })?;
+        let id = FileId::of(&file).map_err(|_| Reason::Unopened)?;
+        let trust = Trust::of(&file, mapping);
+        Ok(Self { file, id, trust })
+    }
+
+    /// `room`: most bytes of a copy.
+    fn read(self, name: &str, room: u64) -> Result<Read, Reason> {
+        let Self { file, id, trust } = self;
+        if trust != Trust::Nobody {
+            return Read::of(file, name, 0, trust == Trust::FileAndPlace);
+        }
+        if id.size > COPY_MAX.min(room) {
             return Err(Reason::TooLarge);
         }
-        let copy = anonymous_file(&mut file.take(size)).map_err(|_| Reason::Unopened)?;
-        Ok((copy, size))
+        let copy = anonymous_file(&mut file.take(id.size)).map_err(|_| Reason::Unopened)?;
+        Read::of(copy, name, id.size, false)
     }
 }
 
-/// Whether a file is root's alone to write, and lies in this daemon's own file system at that path: "root" inside a
-/// container may be anyone's.
-fn only_root_can_change(file: &File, mapping: &Mapping) -> bool {
-    let (Ok(theirs), Ok(ours)) = (file.metadata(), std::fs::metadata(&mapping.path)) else { return false };
-    let same = (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino());
-    same && theirs.uid() == 0 && theirs.mode() & 0o022 == 0
+/// A file whose headers were read.
+struct Read {
+    elf: ElfFile,
+    copied: u64,
+    debug: bool,
 }
 
-fn anonymous_file(bytes: &mut impl Read) -> io::Result<File> {
+impl Read {
+    /// `links`: whether files that it names may be opened.
+    fn of(file: File, name: &str, copied: u64, links: bool) -> Result<Self, Reason> {
+        let elf = ElfFile::parse(file).map_err(|error| {
+            tracing::debug!(name, %error, "not a usable ELF file");
+            Reason::Damaged
+        })?;
+        let fits = elf.id().size <= DEBUG_MAX && elf.debug_fits(DEBUG_MAX);
+        let debug = fits && (links || !elf.names_another());
+        Ok(Self { elf, copied, debug })
+    }
+}
+
+/// Who but this host's root could have a hand in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// Anyone.
+    Nobody,
+    /// Nobody could change it, but perhaps put something beside it.
+    File,
+    /// Nobody.
+    FileAndPlace,
+}
+
+impl Trust {
+    /// Only a file in this daemon's own file system at its path counts: "root" inside a container may be anyone's, as
+    /// may be what a file system in user space says.
+    fn of(file: &File, mapping: &Mapping) -> Self {
+        let root_alone = |meta: &Metadata| meta.uid() == 0 && meta.mode() & 0o022 == 0;
+        let (Ok(theirs), Ok(path)) = (file.metadata(), mapping.path.canonicalize()) else {
+            return Self::Nobody;
+        };
+        let Ok(ours) = path.metadata() else { return Self::Nobody };
+        let same = (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino());
+        if !same || !root_alone(&theirs) || in_user_space(file) {
+            return Self::Nobody;
+        }
+        let place = path.ancestors().skip(1).all(|dir| dir.metadata().is_ok_and(|meta| root_alone(&meta)));
+        if place { Self::FileAndPlace } else { Self::File }
+    }
+}
+
+fn anonymous_file(bytes: &mut impl io::Read) -> io::Result<File> {
     // SAFETY: a NUL-terminated name.
     let fd = unsafe { libc::memfd_create(c"module".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {

@@ -3,21 +3,24 @@
 //! A process that ended can no longer be asked, so whatever it told us stays until the pipeline says it is over;
 //! a forked child begins with a copy of what its parent told, since its memory is a copy of its parent's.
 
+use std::hash::Hasher;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use profiler_common::RawFrame;
-use rustc_hash::FxHashMap;
+use profiler_common::{FRAME_PYTHON, RawFrame};
+use rustc_hash::{FxHashMap, FxHasher};
 
 use super::generations::Generations;
 use super::module::{Module, Modules};
+use super::native::{CALL_MAX, ends_in_call};
 use super::python::code::Code;
 use super::reason::Reason;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::{Mapping, Maps};
-use crate::process::memory::ProcessMemory;
+use crate::process::memory::{Memory, ProcessMemory};
+use crate::process::patience::{FILES, MEMORY, PATIENCE};
 use crate::process::python::{self, CodeLayout};
 use crate::profile::Frame;
 
@@ -45,8 +48,16 @@ const CODES_MAX: usize = 20_000;
 const FRAMES_MAX: usize = 16_384;
 /// What an entry of the frame memory costs, about: key, pointer, the boxed frames.
 const FRAME_COST: usize = 160;
+/// Memory for the code objects and frames of one process, bytes, about: four times what a large Django site takes, and
+/// an eighth of what there is for all.
+pub(super) const BYTES_MAX: usize = 8 << 20;
 /// How often an unknown address may make us read the map again: a read costs 100 µs and more.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
+/// A library that takes another's place gets its names as long as the map is believed. Longer where reading it takes
+/// long: it may cost half a percent of a CPU per process.
+const BELIEVED: Duration = Duration::from_millis(250);
+const BELIEVED_MAX: Duration = Duration::from_secs(30);
+const READING_SHARE: u32 = 200;
 
 /// The process's Python.
 #[derive(Clone)]
@@ -58,9 +69,13 @@ struct Interpreter {
 
 pub(super) struct Process {
     key: ProcessKey,
-    pub(super) memory: ProcessMemory,
+    memory: ProcessMemory,
     maps: Rc<Maps>,
     scanned: Option<Instant>,
+    /// Of the map's text as it was read last.
+    fingerprint: u64,
+    /// How long the map is believed.
+    believed: Duration,
     /// By start of mapping.
     modules: FxHashMap<u64, Result<Rc<Module>, Reason>>,
     /// Looked for once; that there is none is kept until the map changes.
@@ -70,6 +85,8 @@ pub(super) struct Process {
     code_bytes: usize,
     /// The sum at which it is taken anew.
     recount_at: usize,
+    /// Bytes added since [`Self::added`] was asked.
+    added: usize,
     /// When it was used last, on the symbolizer's own count.
     pub(super) used: u64,
 }
@@ -81,12 +98,15 @@ impl Process {
             memory: ProcessMemory::new(key.pid),
             maps: Rc::default(),
             scanned: None,
+            fingerprint: 0,
+            believed: BELIEVED,
             modules: FxHashMap::default(),
             interpreter: None,
             codes: Generations::new(CODES_MAX),
             frames: Generations::new(FRAMES_MAX),
             code_bytes: 0,
             recount_at: 0,
+            added: 0,
             used: 0,
         }
     }
@@ -94,7 +114,8 @@ impl Process {
     /// Reads what does not depend on a stack.
     pub(super) fn ask(&mut self) {
         self.rescan();
-        self.interpreter();
+        // Asked again when it is needed.
+        let _ = self.interpreter();
     }
 
     /// The child's beginning: all that is known of the parent holds for it too.
@@ -103,6 +124,8 @@ impl Process {
             key: child,
             memory: ProcessMemory::new(child.pid),
             maps: self.maps.clone(),
+            fingerprint: self.fingerprint,
+            believed: self.believed,
             scanned: self.scanned,
             modules: self.modules.clone(),
             interpreter: self.interpreter.clone(),
@@ -110,6 +133,7 @@ impl Process {
             frames: self.frames.fork(),
             code_bytes: self.code_bytes,
             recount_at: self.recount_at,
+            added: 0,
             used: self.used,
         }
     }
@@ -120,6 +144,28 @@ impl Process {
 
     pub(super) fn remember(&mut self, raw: RawFrame, resolved: Rc<Resolved>) {
         self.frames.insert(raw, resolved);
+        self.added += FRAME_COST;
+    }
+
+    /// Bytes added since the last call.
+    pub(super) fn added(&mut self) -> usize {
+        std::mem::take(&mut self.added)
+    }
+
+    /// Begins anew where one process would take the room of the others.
+    pub(super) fn bound(&mut self) {
+        if self.size() > BYTES_MAX {
+            self.codes.clear();
+            self.frames.clear();
+            (self.code_bytes, self.recount_at) = (0, 0);
+        }
+    }
+
+    /// Reads the map again if it was not for a while. Called for each sample.
+    pub(super) fn refresh(&mut self) {
+        if self.scanned.is_some_and(|last| last.elapsed() >= self.believed) {
+            self.read_map();
+        }
     }
 
     /// Bytes it occupies, about; what forked processes share is counted for each.
@@ -136,23 +182,40 @@ impl Process {
     }
 
     fn rescan(&mut self) {
-        let now = Instant::now();
-        if self.scanned.is_some_and(|last| now.duration_since(last) < SCAN_INTERVAL) {
-            return;
+        if self.scanned.is_none_or(|last| last.elapsed() >= SCAN_INTERVAL) {
+            self.read_map();
         }
-        self.scanned = Some(now);
+    }
+
+    fn read_map(&mut self) {
+        let began = Instant::now();
+        self.scanned = Some(began);
         if !self.is_current() {
             return;
         }
+        let pid = self.key.pid;
+        let text = PATIENCE.ask(pid, MEMORY, move || Maps::text(pid));
+        self.believed = (began.elapsed() * READING_SHARE).clamp(BELIEVED, BELIEVED_MAX);
         // A process that is gone has no map: what is known of it stays.
-        let Ok(maps) = Maps::read(self.key.pid) else { return };
-        if maps.iter().next().is_none() || maps == *self.maps {
+        let Ok(Ok(text)) = text else { return };
+        let mut hasher = FxHasher::default();
+        hasher.write(&text);
+        if text.is_empty() || hasher.finish() == self.fingerprint {
             return;
         }
-        // Something was mapped, perhaps where something else was before.
+        self.fingerprint = hasher.finish();
+        let maps = Maps::parse(&text);
+        let changed = self.maps.changed(&maps);
         self.maps = Rc::new(maps);
+        // Modules are known by where they begin, also to what is not code.
         self.modules.clear();
-        self.frames.clear();
+        if changed.is_empty() {
+            return;
+        }
+        // What is mapped there now is not what it was when these got their names.
+        self.frames.retain(|raw| {
+            raw.kind() == FRAME_PYTHON || !changed.iter().any(|range| range.contains(&raw.address))
+        });
         // Programs that embed an interpreter may load it late.
         if matches!(self.interpreter, Some(None)) {
             self.interpreter = None;
@@ -169,8 +232,8 @@ impl Process {
             return known.clone();
         }
         let found = modules.get(self.key.pid, mapping);
-        // A full table empties again; everything else stays as it is.
-        if !matches!(found, Err(Reason::TooManyFiles)) {
+        // A full table empties again, and who did not answer may yet; everything else stays as it is.
+        if !matches!(found, Err(Reason::TooManyFiles | Reason::Unanswered)) {
             self.modules.insert(mapping.start, found.clone());
         }
         found
@@ -183,13 +246,16 @@ impl Process {
         {
             return Ok(known.clone());
         }
-        let layout = self.interpreter().ok_or(Reason::NoInterpreter)?.layout;
+        let layout = self.interpreter()?.ok_or(Reason::NoInterpreter)?.layout;
         if !self.is_current() {
             return Err(Reason::Gone);
         }
-        let code = Rc::new(Code::read(&self.memory, layout, raw.address, raw.check)?);
+        let (memory, address, check) = (self.memory, raw.address, raw.check);
+        let read = move || Code::read(&memory, layout, address, check);
+        let code = Rc::new(PATIENCE.ask(self.key.pid, MEMORY, read)??);
         self.codes.insert(raw.address, code.clone());
         self.code_bytes += code.size();
+        self.added += code.size();
         // What was forgotten is noticed when the count looks too high, at most once in a megabyte of insertions.
         if self.code_bytes > self.recount_at {
             self.code_bytes = self.codes.values().map(|code| code.size()).sum();
@@ -198,26 +264,62 @@ impl Process {
         Ok(code)
     }
 
+    /// Whether a call precedes a return address, by the memory, for code without a file. What cannot be read is given
+    /// the benefit of the doubt.
+    pub(super) fn called_from(&self, address: u64) -> bool {
+        let memory = self.memory;
+        let read = move || {
+            let mut bytes = [0; CALL_MAX];
+            let start = address.wrapping_sub(CALL_MAX as u64);
+            memory.read(start, &mut bytes).is_err() || ends_in_call(&bytes)
+        };
+        PATIENCE.ask(self.key.pid, MEMORY, read).unwrap_or(true)
+    }
+
     /// Whether an address without a symbol belongs to the interpreter's loop.
     pub(super) fn in_cold_loop(&mut self, address: u64) -> bool {
-        let cold = self.interpreter().and_then(|interpreter| interpreter.cold.as_ref());
+        let cold = self.interpreter().ok().flatten().and_then(|interpreter| interpreter.cold.as_ref());
         cold.is_some_and(|cold| cold.contains(&address))
     }
 
-    fn interpreter(&mut self) -> Option<&Interpreter> {
+    fn interpreter(&mut self) -> Result<Option<&Interpreter>, Reason> {
         if self.interpreter.is_none() {
             if self.scanned.is_none() {
                 self.rescan();
             }
-            let located = python::locate(self.key.pid, &self.maps).unwrap_or_else(|error| {
-                tracing::debug!(pid = self.key.pid, %error, "no interpreter");
-                None
-            });
+            let (pid, maps) = (self.key.pid, Maps::clone(&self.maps));
+            let located = match PATIENCE.ask(pid, FILES, move || python::locate(pid, &maps)) {
+                Ok(Ok(located)) => located,
+                Ok(Err(error)) => {
+                    tracing::debug!(pid, %error, "no interpreter");
+                    None
+                }
+                Err(unanswered) => return Err(unanswered.into()),
+            };
             self.interpreter = Some(located.and_then(|located| {
                 let layout = &python::layout(located.version)?.code;
                 Some(Interpreter { layout, cold: located.interpreter_cold })
             }));
         }
-        self.interpreter.as_ref().and_then(Option::as_ref)
+        Ok(self.interpreter.as_ref().and_then(Option::as_ref))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_has_a_bound_of_its_own() {
+        let mut process = Process::new(ProcessKey { pid: 1, start_time: 1 });
+        let resolved = Rc::new(Resolved { frames: Box::default(), kind: ResolvedKind::Named });
+        process.remember(RawFrame::new(FRAME_PYTHON, 1, 0, 0), resolved);
+        assert_eq!(process.added(), FRAME_COST);
+        assert_eq!(process.added(), 0);
+        process.bound();
+        assert_eq!(process.size(), FRAME_COST);
+        process.code_bytes = BYTES_MAX;
+        process.bound();
+        assert_eq!(process.size(), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! Why a frame has no name.
 
 use crate::process::memory::ReadError;
+use crate::process::patience::Unanswered;
 
 use super::python::code::CodeError;
 
@@ -35,6 +36,8 @@ pub enum Reason {
     Fault,
     /// The process ended before its code object was read.
     Gone,
+    /// The process lets reads of its memory or files wait; see `process::patience`.
+    Unanswered,
     /// No permission to read the process's memory.
     Denied,
 }
@@ -57,8 +60,15 @@ impl Reason {
             Self::DamagedCode => "damaged_code",
             Self::Fault => "fault",
             Self::Gone => "gone",
+            Self::Unanswered => "unanswered",
             Self::Denied => "denied",
         }
+    }
+}
+
+impl From<Unanswered> for Reason {
+    fn from(_: Unanswered) -> Self {
+        Self::Unanswered
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::process::identity;
 use crate::process::maps::Maps;
-use crate::process::memory::ProcessMemory;
+use crate::process::memory::{Memory, ProcessMemory};
 use crate::process::python::detect;
 use crate::process::python::tests::{Python, interpreters, walk};
 use crate::skip::skip;
@@ -271,4 +271,140 @@ proptest::proptest! {
         let (again, same) = resolve(&mut symbolizer, me(), &user);
         assert_eq!((names(&stack), outcome), (names(&again), same));
     }
+}
+
+/// A file's code, mapped into this process the way the loader would, but run by nobody.
+struct MappedCode {
+    address: *mut libc::c_void,
+    length: usize,
+    /// Virtual address of its first byte.
+    vaddr: u64,
+}
+
+impl MappedCode {
+    /// `at`: in place of what is mapped there.
+    fn of(path: &std::path::Path, at: Option<*mut libc::c_void>) -> Self {
+        use std::os::fd::AsRawFd;
+        let elf = ElfFile::parse(std::fs::File::open(path).unwrap()).unwrap();
+        let load = *elf.loads().iter().find(|load| load.executable).unwrap();
+        let length = 16 * 4096;
+        let (place, fixed) = at.map_or((std::ptr::null_mut(), 0), |place| (place, libc::MAP_FIXED));
+        // SAFETY: a fresh mapping, or one in place of an earlier one of the same length, which nobody refers to.
+        let address = unsafe {
+            libc::mmap(
+                place,
+                length,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | fixed,
+                elf.file().as_raw_fd(),
+                (load.offset & !4095) as libc::off_t,
+            )
+        };
+        assert_ne!(address, libc::MAP_FAILED);
+        Self { address, length, vaddr: load.vaddr & !4095 }
+    }
+}
+
+impl Drop for MappedCode {
+    fn drop(&mut self) {
+        // SAFETY: what `of` mapped; nobody refers to it.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
+/// The first function of a library whose code lies in the mapped part.
+fn function_in(path: &std::path::Path, code: &MappedCode, names: &[&str]) -> RawFrame {
+    let elf = ElfFile::parse(std::fs::File::open(path).unwrap()).unwrap();
+    let found = elf.symbols(names).unwrap();
+    let range = code.vaddr..code.vaddr + code.length as u64;
+    let symbol = found.values().find(|s| range.contains(&s.value)).expect("one of them in the first pages");
+    leaf(code.address as u64 + symbol.value - code.vaddr)
+}
+
+fn library(name: &str) -> std::path::PathBuf {
+    let maps = Maps::read(std::process::id()).unwrap();
+    maps.iter().find(|m| m.file_name().starts_with(name)).unwrap().path.to_path_buf()
+}
+
+/// Functions at the beginning of glibc's code.
+const EARLY: [&str; 6] = ["abort", "gnu_get_libc_version", "iconv_open", "iconv", "setlocale", "abs"];
+
+#[test]
+fn where_a_file_says_its_debug_information_lies_nothing_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, fifo) = (dir.path().join("lib.so"), dir.path().join("f"));
+    let mut bytes = std::fs::read(library("libc.so")).unwrap();
+    let Some(end) = memchr::memmem::rfind(&bytes, b".debug\0") else {
+        eprintln!("SKIPPED: this C library names no file with debug information");
+        return;
+    };
+    // The name in `.gnu_debuglink`: the rest of a build id.
+    let start = end - 38;
+    assert!(bytes[start..end].iter().all(u8::is_ascii_hexdigit));
+    let name = fifo.to_str().unwrap();
+    bytes[start..end + 6].fill(0);
+    bytes[start..start + name.len()].copy_from_slice(name.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let c = std::ffi::CString::new(name).unwrap();
+    // SAFETY: a NUL-terminated path.
+    assert_eq!(unsafe { libc::mkfifo(c.as_ptr(), 0o600) }, 0);
+    let code = MappedCode::of(&path, None);
+    let frame = function_in(&path, &code, &EARLY);
+    let (told, names_of) = std::sync::mpsc::channel();
+    // A symbolizer that opens the FIFO never returns.
+    std::thread::spawn(move || {
+        let (stack, outcome) = resolve(&mut Symbolizer::default(), me(), &[frame]);
+        let _ = told.send((stack[0].name.to_string(), outcome));
+    });
+    let (name, outcome) =
+        names_of.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait for the FIFO");
+    assert_eq!(outcome, Outcome::default());
+    assert!(!name.starts_with('<') && !name.contains('+'), "{name}");
+}
+
+#[test]
+fn a_library_in_the_place_of_another_gets_its_own_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old.so"), dir.path().join("new.so"));
+    for copy in [&old, &new] {
+        std::fs::copy(library("libc.so"), copy).unwrap();
+    }
+    let first = MappedCode::of(&old, None);
+    let frame = function_in(&old, &first, &EARLY);
+    let untouched = leaf(called_function as *const () as u64);
+    let mut symbolizer = Symbolizer::default();
+    let file = |symbolizer: &mut Symbolizer| {
+        let (stack, _) = resolve(symbolizer, me(), &[frame, untouched]);
+        assert!(stack[0].name.ends_with("::called_function"));
+        stack[1].file.to_string()
+    };
+    assert_eq!(file(&mut symbolizer), "old.so");
+    let second = MappedCode::of(&new, Some(first.address));
+    let began = std::time::Instant::now();
+    while file(&mut symbolizer) != "new.so" {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "the map is not read again");
+        std::thread::yield_now();
+    }
+    std::mem::forget(second);
+}
+
+#[test]
+fn the_fattest_process_makes_room() {
+    let mut symbolizer = Symbolizer::default();
+    let resolved = Rc::new(Resolved { frames: Box::default(), kind: ResolvedKind::Named });
+    let small = ProcessKey { pid: 1, start_time: 1 };
+    // Sampled longest ago.
+    symbolizer.put_back(small, Process::new(small));
+    for pid in 2..80 {
+        let key = ProcessKey { pid, start_time: 1 };
+        let mut process = Process::new(key);
+        process.used = pid.into();
+        for n in 0..16_000 {
+            process.remember(leaf(n), resolved.clone());
+        }
+        symbolizer.put_back(key, process);
+        assert!(symbolizer.size() <= BYTES_MAX + AUDIT_BYTES);
+    }
+    assert!(symbolizer.size() > BYTES_MAX / 2);
+    assert!(symbolizer.processes.contains_key(&small));
 }
