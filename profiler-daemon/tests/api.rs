@@ -48,6 +48,7 @@ impl Daemon {
             targets: Arc::new(|| json!([{"pid": 100, "service": "shop\u{1b}[2J", "runtime": null}])),
             ready: answer(&ready),
             reload: answer(&reload),
+            hosts: Vec::new(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -52,6 +52,7 @@ fn subject() -> Subject {
         request_id: Some("0123456789abcdef01234567".into()),
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
         start: 1_700_000_000_000_000_000,
+        with_samples: None,
     }
 }
 
