@@ -76,7 +76,7 @@ fn a_merged_profile_is_bounded_and_says_so() {
 
 /// Request `n` of 1 ms; every tenth was hit by one sample that stands for 10 ms.
 fn short(n: u64) -> Entry {
-    let hit = n % 10 == 0;
+    let hit = n.is_multiple_of(10);
     let duration_ns = 1_000_000;
     let record = RequestRecord { duration_ns, samples: u64::from(hit), ..record(NEW_YEAR, n) };
     let profile = hit.then(|| {
