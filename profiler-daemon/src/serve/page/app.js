@@ -457,7 +457,7 @@ async function open(show) {
     if (location.hash !== hash) return;
     state.detail = null;
     $("#detail").hidden = false;
-    $("#detail h2").textContent = "Not found";
+    $("#detail h2").textContent = "Nothing to show";
     $("#detail dl").replaceChildren();
     $("#related").replaceChildren();
     $("#graph").hidden = true;
