@@ -42,7 +42,7 @@ fn a_full_disk_degrades_the_store_until_there_is_space() {
     // Takes what is left, to the last byte.
     let filler = dir.join("filler");
     assert!(fs::write(&filler, vec![0; 8 << 20]).is_err());
-    let sent = 2_000;
+    let sent = 2_000_u64;
     for n in 1_000..1_000 + sent {
         // Some would be refused anyway; whatever becomes of their batch, each is counted once.
         let id = if n.is_multiple_of(10) { "../x".to_owned() } else { id(n) };
