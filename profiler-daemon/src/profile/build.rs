@@ -455,19 +455,26 @@ mod tests {
 
     #[test]
     fn what_was_folded_before_is_counted_once() {
-        let full = |name: &str, of: u32| {
-            let mut b = Builder::default();
-            for i in 0..of {
+        let fill = |b: &mut Builder, name: &str| {
+            for i in 0..20_000 {
                 b.add(&stack(&[py("caller", 1), frame(FrameKind::Python, name, "/a.py", 5, i + 1)]), 1);
             }
-            b.finish(0)
         };
-        let (mut sum, other) = (full("f", 18_998), full("g", 20_000));
-        assert_eq!((sum.truncated_samples(), other.truncated_samples()), (0, 20_000 - 18_998));
+        let mut b = Builder::default();
+        fill(&mut b, "f");
+        let mut sum = b.finish(0);
+        let before = sum.truncated_samples();
+        let mut b = Builder::default();
+        b.add(&stack(&[py("second", 1)]), 1);
+        fill(&mut b, "g");
+        b.add(&stack(&[py("second", 1), py("deeper", 2)]), 1);
+        let other = b.finish(0);
+        assert_eq!(named(&other, &["second", TRUNCATED]).own().samples, 1);
         sum.merge(&other);
         // Nothing of the other had a place, so each of its samples is cut, once.
-        assert_eq!(sum.truncated_samples(), 20_000);
-        assert_eq!(named(&sum, &["caller", TRUNCATED]).own().samples, 20_000);
+        assert_eq!(sum.truncated_samples(), before + other.samples());
+        let folds: u64 = sum.nodes().filter(|n| n.name() == TRUNCATED).map(|n| n.own().samples).sum();
+        assert_eq!(folds, sum.truncated_samples());
     }
 
     #[test]
