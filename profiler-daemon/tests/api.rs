@@ -5,11 +5,14 @@ mod support;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use profiler_daemon::cli::client::{self, ClientError, ClientOptions, RequestsQuery};
+use profiler_daemon::profile::{Builder, Frame, FrameKind};
 use profiler_daemon::record::{Outcome, RequestRecord};
 use profiler_daemon::serve::{self, Metrics};
+use profiler_daemon::store::Entry;
 use serde_json::{Value, json};
 use support::served::{Served as Daemon, code, record};
 
@@ -89,6 +92,48 @@ fn a_merged_profile_counts_the_requests_that_no_sample_hit() {
     );
     let (status, _, body) = daemon.get("/api/v1/profile?service=other");
     assert_eq!((status, code(&body)), (404, "not_found".to_owned()));
+}
+
+#[test]
+fn cheap_answers_do_not_wait_for_merged_profiles() {
+    let daemon = Daemon::start();
+    for n in 1..=200 {
+        let frames: Vec<_> = (0..200).map(|i| (format!("f{n}_{i}"), i)).collect();
+        let mut builder = Builder::default();
+        for (name, line) in frames {
+            let (name, file) = (Arc::from(name), Arc::from("/srv/shop/views.py"));
+            let frame = Frame { name, file, line, first_line: 1, kind: FrameKind::Python };
+            builder.add(&[Arc::new(frame)], 1_000_000);
+        }
+        let record = RequestRecord { samples: 200, ..record(n) };
+        assert!(daemon.store.sender().try_send(Entry {
+            sampled_cpu_ns: Some(200_000_000),
+            profile: Some(builder.finish(record.duration_ns).encode()),
+            record,
+        }));
+    }
+    daemon.store.flush();
+    let merges = 8;
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for n in 0..merges {
+            let (daemon, done) = (&daemon, &done);
+            scope.spawn(move || {
+                // Each a question of its own.
+                let (status, _, body) =
+                    daemon.get(&format!("/api/v1/profile?format=tree&min_duration={n}ns"));
+                done.fetch_add(1, Ordering::Relaxed);
+                assert_eq!(status, 200, "{body}");
+            });
+        }
+        // All merges have been asked for when the first of them is there; they are computed one by one.
+        while done.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        daemon.json("/api/v1/requests?limit=1");
+        let done = done.load(Ordering::Relaxed);
+        assert!(done <= 3, "the list was answered after {done} merges");
+    });
 }
 
 #[test]
