@@ -85,14 +85,14 @@ fn stem(template: &Template, record: &RequestRecord) -> Result<String, ExportErr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
     use crate::record::{Attribution, Boundary, Outcome};
 
-    pub(super) fn record(method: &str, path: &str, duration_ms: u64) -> RequestRecord {
+    pub(crate) fn record(method: &str, path: &str, duration_ms: u64) -> RequestRecord {
         RequestRecord {
             id: "0123456789abcdef01234567".into(),
             pid: 4711,

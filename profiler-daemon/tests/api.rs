@@ -1,140 +1,20 @@
 //! The HTTP API, the metrics and the client, on a real socket and a real store, without a kernel.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use profiler_daemon::cli::client::{self, ClientError, ClientOptions, RequestsQuery};
-use profiler_daemon::profile::Profile;
-use profiler_daemon::record::{Attribution, Boundary, Outcome, RequestRecord};
-use profiler_daemon::serve::{self, Context, Metrics};
-use profiler_daemon::store::{Config, Entry, Store};
+use profiler_daemon::profile::{Builder, Frame, FrameKind};
+use profiler_daemon::record::{Outcome, RequestRecord};
+use profiler_daemon::serve::{self, Metrics};
+use profiler_daemon::store::Entry;
 use serde_json::{Value, json};
-
-type Answer = Arc<Mutex<Result<(), String>>>;
-
-/// A server with a store of its own; everything else of the daemon is made up.
-struct Daemon {
-    store: Store,
-    metrics: Arc<Metrics>,
-    address: SocketAddr,
-    reload: Answer,
-    ready: Answer,
-    // Dropped last: the server, then the directory.
-    _runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        Self::start_with(Arc::new(|| json!({"version": "0.0.0"})))
-    }
-
-    fn start_with(status: serve::Report) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&Config::new(dir.path().join("state"))).unwrap();
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let reload = Arc::new(Mutex::new(Ok(())));
-        let ready = Arc::new(Mutex::new(Ok(())));
-        let answer = |state: &Answer| -> serve::Check {
-            let state = Arc::clone(state);
-            Arc::new(move || state.lock().unwrap().clone())
-        };
-        let context = Context {
-            store: store.reader(),
-            metrics: Arc::clone(&metrics),
-            status,
-            targets: Arc::new(|| json!([{"pid": 100, "service": "shop\u{1b}[2J", "runtime": null}])),
-            ready: answer(&ready),
-            reload: answer(&reload),
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            serve::serve(listener, context, std::future::pending()).await.unwrap();
-        });
-        Self { store, metrics, address, reload, ready, _runtime: runtime, _dir: dir }
-    }
-
-    fn add(&self, record: RequestRecord, profile: bool) {
-        self.metrics.observe(&record);
-        let profile = profile.then(|| Profile::default().encode());
-        assert!(self.store.sender().try_send(Entry { record, sampled_cpu_ns: Some(10), profile }));
-        self.store.flush();
-    }
-
-    fn options(&self) -> ClientOptions {
-        ClientOptions { url: format!("http://{}", self.address), ..ClientOptions::default() }
-    }
-
-    /// Sends this head as it is; the status, the head and the body of the answer.
-    fn raw(&self, head: &str) -> (u16, String, String) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let head = format!("{}\r\nconnection: close\r\n\r\n", head.replace('\n', "\r\n"));
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, head.to_ascii_lowercase(), body.to_owned())
-    }
-
-    fn get(&self, path: &str) -> (u16, String, String) {
-        self.raw(&format!("GET {path} HTTP/1.1\nhost: {}", self.address))
-    }
-
-    fn json(&self, path: &str) -> Value {
-        let (status, _, body) = self.get(path);
-        assert_eq!(status, 200, "{path}: {body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    fn error(&self, path: &str) -> (u16, String) {
-        let (status, _, body) = self.get(path);
-        (status, code(&body))
-    }
-}
-
-fn code(body: &str) -> String {
-    let error: Value = serde_json::from_str(body).unwrap();
-    assert!(!error["error"]["message"].as_str().unwrap().is_empty());
-    error["error"]["code"].as_str().unwrap().to_owned()
-}
-
-fn record(n: u64) -> RequestRecord {
-    let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap();
-    RequestRecord {
-        id: format!("{n:024x}"),
-        pid: 100,
-        tid: 101,
-        service: "shop".into(),
-        method: "GET".into(),
-        path: format!("/orders/{n}"),
-        route: "/orders/{id}".into(),
-        status: Some(200),
-        start: now - 60_000_000_000 + n as i64,
-        duration_ns: 20_000_000 * n,
-        ttfb_ns: None,
-        request_bytes: 100,
-        response_bytes: 200,
-        on_cpu_ns: None,
-        runqueue_ns: None,
-        off_cpu_ns: None,
-        samples: 2,
-        tail_samples: 0,
-        lost_events: 0,
-        boundary: Boundary::Uprobe,
-        attribution: Attribution::Thread,
-        outcome: Outcome::Complete,
-        note: None,
-        trace_id: None,
-        profile: false,
-    }
-}
+use support::served::{Served as Daemon, code, record};
 
 #[test]
 fn requests_are_listed_filtered_and_paged() {
@@ -184,6 +64,76 @@ fn routes_targets_and_status_have_the_shape_of_the_contract() {
     assert_eq!((&status["version"], &status["ready"]), (&json!("0.0.0"), &json!(true)));
     assert_eq!((&status["store"]["state"], &status["store"]["written"]), (&json!("ok"), &json!(4)));
     assert_eq!(status["store"]["dropped"]["queue_full"], 0);
+}
+
+#[test]
+fn a_merged_profile_counts_the_requests_that_no_sample_hit() {
+    let daemon = Daemon::start();
+    for n in 1..=10 {
+        daemon.add(RequestRecord { duration_ns: 1_000_000, samples: u64::from(n == 4), ..record(n) }, n == 4);
+    }
+    let (status, head, body) = daemon.get("/api/v1/profile?route=%2Forders%2F%7Bid%7D");
+    assert_eq!(status, 200, "{body}");
+    for line in ["reqprof-requests: 9", "reqprof-merged: 1", "reqprof-truncated: false"] {
+        assert!(head.contains(line), "{head}");
+    }
+    let tree: Value = serde_json::from_str(&body).unwrap();
+    // The profile that the support code makes is of no request and has no time.
+    assert_eq!((&tree["requests"], &tree["requests_with_samples"]), (&json!(9), &json!(1)));
+    assert_eq!(
+        (&tree["total_ns"], &tree["name"]),
+        (&json!(9_000_000), &json!("/orders/{id} - 9 requests, 1 with samples"))
+    );
+    let (status, _, body) = daemon.get("/api/v1/profile?route=%2Forders%2F%7Bid%7D&until=1s&min_duration=1ms&pid=100&since=5m&service=shop&method=GET&status=2xx&max_duration=1ms&format=text");
+    assert_eq!(status, 200, "{body}");
+    assert!(
+        body.contains("9.00 ms in 9 requests, 1.00 ms each on average; 1 of them with samples"),
+        "{body}"
+    );
+    let (status, _, body) = daemon.get("/api/v1/profile?service=other");
+    assert_eq!((status, code(&body)), (404, "not_found".to_owned()));
+}
+
+#[test]
+fn cheap_answers_do_not_wait_for_merged_profiles() {
+    let daemon = Daemon::start();
+    for n in 1..=200 {
+        let frames: Vec<_> = (0..200).map(|i| (format!("f{n}_{i}"), i)).collect();
+        let mut builder = Builder::default();
+        for (name, line) in frames {
+            let (name, file) = (Arc::from(name), Arc::from("/srv/shop/views.py"));
+            let frame = Frame { name, file, line, first_line: 1, kind: FrameKind::Python };
+            builder.add(&[Arc::new(frame)], 1_000_000);
+        }
+        let record = RequestRecord { samples: 200, ..record(n) };
+        assert!(daemon.store.sender().try_send(Entry {
+            sampled_cpu_ns: Some(200_000_000),
+            profile: Some(builder.finish(record.duration_ns).encode()),
+            record,
+        }));
+    }
+    daemon.store.flush();
+    let merges = 8;
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for n in 0..merges {
+            let (daemon, done) = (&daemon, &done);
+            scope.spawn(move || {
+                // Each a question of its own.
+                let (status, _, body) =
+                    daemon.get(&format!("/api/v1/profile?format=tree&min_duration={n}ns"));
+                done.fetch_add(1, Ordering::Relaxed);
+                assert_eq!(status, 200, "{body}");
+            });
+        }
+        // All merges have been asked for when the first of them is there; they are computed one by one.
+        while done.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        daemon.json("/api/v1/requests?limit=1");
+        let done = done.load(Ordering::Relaxed);
+        assert!(done <= 3, "the list was answered after {done} merges");
+    });
 }
 
 #[test]

@@ -6,12 +6,15 @@
 //!
 //! `REQPROF_TOOLS_DIR` names the directory that has `speedscope`, `ajv` and `playwright-core` in its `node_modules`.
 
+mod support;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 use profiler_daemon::profile::format::{Format, Subject, View, render};
 use profiler_daemon::profile::{Builder, Frame, FrameKind, Profile};
+use support::browser::{chromium, node, run};
 
 const MS: u64 = 1_000_000;
 
@@ -52,6 +55,7 @@ fn subject() -> Subject {
         request_id: Some("0123456789abcdef01234567".into()),
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
         start: 1_700_000_000_000_000_000,
+        with_samples: None,
     }
 }
 
@@ -61,58 +65,12 @@ fn export(directory: &Path, format: Format, view: View) -> PathBuf {
     path
 }
 
-/// What a consumer printed; `None`, with the reason printed, when it is not installed.
-fn run(test: &str, command: &mut Command) -> Option<String> {
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{command:?}: {text}{errors}");
-            Some(text)
-        }
-        Err(error) => {
-            println!("SKIPPED {test}: {} does not run: {error}", command.get_program().to_string_lossy());
-            None
-        }
-    }
-}
-
 fn pprof(test: &str, directory: &Path, file: &Path, arguments: &[&str]) -> Option<String> {
     let mut go = Command::new("go");
     go.args(["tool", "pprof"]).args(arguments).arg(file);
     // pprof and go keep settings and caches somewhere; not in the user's home.
     go.env("HOME", directory).env("GOCACHE", directory).env("GOTOOLCHAIN", "local");
     run(test, &mut go).map(|text| squeeze(&text))
-}
-
-/// Runs a script with Node, which finds the tools' modules.
-fn node(test: &str, modules: &[&str], script: &str, arguments: &[&Path]) -> Option<String> {
-    let Some(tools) = std::env::var_os("REQPROF_TOOLS_DIR").map(PathBuf::from) else {
-        println!("SKIPPED {test}: REQPROF_TOOLS_DIR is not set");
-        return None;
-    };
-    for module in modules {
-        if !tools.join("node_modules").join(module).is_dir() {
-            println!("SKIPPED {test}: {} has no node_modules/{module}", tools.display());
-            return None;
-        }
-    }
-    run(test, Command::new("node").current_dir(&tools).args(["-e", script, "--"]).args(arguments))
-}
-
-fn chromium(test: &str) -> Option<PathBuf> {
-    let found = std::env::var_os("PATH").and_then(|path| {
-        std::env::split_paths(&path).find_map(|directory| {
-            ["chromium", "chromium-browser", "google-chrome"]
-                .into_iter()
-                .map(|name| directory.join(name))
-                .find(|file| file.is_file())
-        })
-    });
-    if found.is_none() {
-        println!("SKIPPED {test}: no chromium in PATH");
-    }
-    found
 }
 
 fn squeeze(text: &str) -> String {
@@ -234,6 +192,59 @@ fn speedscope_imports_every_format_that_it_knows() {
     assert_eq!(rows(folded, "inflate (libz.so.1.2.13)"), ["50,000 (42%)", "50,000 (42%)"]);
     assert_eq!(rows(folded, "Order.load (/srv/shop/models.py:30)"), ["70,000 (58%)", "20,000 (17%)"]);
     assert_eq!(rows(folded, "tcp_sendmsg_[k]"), ["10,000 (8.3%)", "10,000 (8.3%)"]);
+}
+
+#[test]
+fn rows_outside_the_application_are_folded_in_the_flame_graph() {
+    let test = "rows_outside_the_application_are_folded_in_the_flame_graph";
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let library =
+        |name: &str| frame(FrameKind::Python, name, "/v/lib/python3.11/site-packages/gunicorn/x.py", 1, 1);
+    let app = |name: &str| frame(FrameKind::Python, name, "/srv/shop/views.py", 1, 1);
+    let mut outer: Vec<_> = ["run", "serve", "handle", "handle", "wsgi"].map(library).into();
+    let mut builder = Builder::default();
+    builder.add(&[outer.clone(), vec![library("log")]].concat(), 10 * MS);
+    outer.push(app("view"));
+    builder.add(&[outer, vec![library("render"), app("tag")]].concat(), 30 * MS);
+    let path = directory.path().join("deep.svg");
+    std::fs::write(&path, render(&builder.finish(50 * MS), &subject(), Format::Svg, View::Wall, false))
+        .expect("write the graph");
+    let Some(browser) = chromium(test) else { return };
+    let Some(said) = node(test, &["playwright-core"], include_str!("formats/outer.js"), &[&browser, &path])
+    else {
+        return;
+    };
+    let seen: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let title = "GET /orders/{id} 200 - 120.0 ms";
+    // Name and row. What leads to the application is hidden, what is beside it is not.
+    let folded = serde_json::json!([
+        [title, 0],
+        ["view", 1],
+        ["render", 2],
+        ["tag", 3],
+        ["log", 1],
+        ["[unsampled]", 1]
+    ]);
+    assert_eq!(seen["start"], folded);
+    assert_eq!(seen["control"], "Show 5 outer rows");
+    assert_eq!(seen["walked"], "tag", "down from the root, over the hidden rows");
+    assert_eq!(
+        seen["shown"],
+        serde_json::json!([
+            [title, 0],
+            ["run", 1],
+            ["serve", 2],
+            ["handle", 3],
+            ["handle", 4],
+            ["wsgi", 5],
+            ["view", 6],
+            ["render", 7],
+            ["tag", 8],
+            ["log", 6],
+            ["[unsampled]", 1]
+        ])
+    );
+    assert_eq!(seen["again"], folded);
 }
 
 #[test]

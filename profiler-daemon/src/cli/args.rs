@@ -175,6 +175,7 @@ impl SettingArgs {
             ring_size: None,
             listen: self.listen,
             allow_remote: self.allow_remote.then_some(true),
+            allow_hosts: None,
             store: (store != RawStore::default()).then_some(store),
             prof_path: self.prof_path.clone(),
             prof_file: self.prof_file.clone(),

@@ -1,17 +1,19 @@
 //! The commands that profile: `daemon`, `record`, and `replay` of a recording.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::ffi::{OsStr, OsString};
+use std::io::{ErrorKind, IsTerminal};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DaemonArgs, RecordArgs};
 use super::{CliError, ExitCode, output, table};
 use crate::config::{Config, LogFormat, Selection, Selectors};
-use crate::export::ProfileDir;
+use crate::export::{DirectoryError, ProfileDir};
 use crate::pipeline::{FileExporter, Stats};
 use crate::record::RequestRecord;
 use crate::serve;
@@ -20,6 +22,8 @@ use crate::store::{self, Store};
 
 /// How often metrics are brought up to date.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Connections that wait to be accepted; the server accepts at once unless it is flooded.
+const BACKLOG: u32 = 1_024;
 
 impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
@@ -44,10 +48,10 @@ fn log_to_stderr(format: LogFormat) {
     };
 }
 
-/// Files that we make are for nobody else.
-fn private_files() {
+/// Files that we make are for nobody else. Returns the umask that was in force.
+fn private_files() -> libc::mode_t {
     // SAFETY: no memory is involved; no other thread exists yet.
-    unsafe { libc::umask(0o077) };
+    unsafe { libc::umask(0o077) }
 }
 
 fn need_root() -> Result<(), CliError> {
@@ -93,8 +97,16 @@ fn check_pids(config: &Config) -> Result<(), CliError> {
 
 fn file_exporter(config: &Config, stats: &Stats) -> Result<Option<FileExporter>, CliError> {
     let Some(path) = &config.prof_path else { return Ok(None) };
-    let directory = ProfileDir::open(path, config.prof_file.clone(), config.formats.clone())
-        .map_err(|e| CliError::usage(e.to_string()))?;
+    let directory =
+        ProfileDir::open(path, config.prof_file.clone(), config.formats.clone()).map_err(|e| match &e {
+            // The disk said no to a directory that may well be the right one.
+            DirectoryError::Open { source, .. }
+                if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
+            {
+                CliError::runtime(e.to_string())
+            }
+            _ => CliError::usage(e.to_string()),
+        })?;
     FileExporter::start(directory, stats.clone())
         .map(Some)
         .map_err(|e| CliError::runtime(format!("starting a thread: {e}")))
@@ -113,10 +125,7 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         max_age: config.store.max_age,
     })
     .map_err(|e| CliError::runtime(e.to_string()))?;
-    let listener = std::net::TcpListener::bind(config.listen).map_err(|e| {
-        CliError::runtime(format!("listening on {}: {e}", config.listen))
-            .with_remedy("stop what listens there, or choose another address with --listen")
-    })?;
+    let socket = reserve(config.listen).map_err(|e| cannot_listen(config.listen, &e))?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
     let outputs = Outputs {
@@ -127,10 +136,8 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         ..Outputs::default()
     };
     let session = Arc::new(Session::start(&config, stats, outputs)?);
-    let outcome = runtime()?.block_on(serve_until_told(args, config, &store, listener, session.clone()));
-    if let Ok(session) = Arc::try_unwrap(session).map_err(|_| ()) {
-        session.stop();
-    }
+    let outcome = runtime()?.block_on(serve_until_told(args, config, &store, socket, session.clone()));
+    stop(session);
     if let Some(files) = files {
         files.finish();
     }
@@ -138,16 +145,49 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     outcome
 }
 
+/// Takes the address, so that nobody else does while the probes are attached. Until there is somebody to answer,
+/// connections are refused rather than left waiting.
+fn reserve(address: SocketAddr) -> std::io::Result<tokio::net::TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    // Connections of a daemon that has just ended do not count.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> CliError {
+    CliError::runtime(format!("listening on {address}: {error}"))
+        .with_remedy("stop what listens there, or choose another address with --listen")
+}
+
+/// Ends the session as soon as nobody else uses it. A reload may still do so, for a moment.
+fn stop(mut session: Arc<Session>) {
+    let limit = Instant::now() + Duration::from_secs(5);
+    loop {
+        session = match Arc::try_unwrap(session) {
+            Ok(session) => return session.stop(),
+            Err(shared) => shared,
+        };
+        if Instant::now() > limit {
+            tracing::warn!("a reload does not end; requests of the last moment may be missing");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 async fn serve_until_told(
     args: &DaemonArgs,
     config: Config,
     store: &Store,
-    listener: std::net::TcpListener,
+    socket: tokio::net::TcpSocket,
     session: Arc<Session>,
 ) -> Result<ExitCode, CliError> {
     let failed = |what: &str, e: std::io::Error| CliError::runtime(format!("{what}: {e}"));
-    listener.set_nonblocking(true).map_err(|e| failed("the listener", e))?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed("the listener", e))?;
+    let listener = socket.listen(BACKLOG).map_err(|e| cannot_listen(config.listen, &e))?;
     let address = listener.local_addr().map_err(|e| failed("the listener", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("signals", e))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("signals", e))?;
@@ -156,6 +196,7 @@ async fn serve_until_told(
     let gauges = session.gauges.clone();
     gauges.metrics.set_sample_rate(f64::from(config.freq));
     gauges.metrics.set_reload_successful(true);
+    let hosts = config.allow_hosts.clone();
     let reload = reloader(args, config, &session);
     let context = serve::Context {
         store: store.reader(),
@@ -167,6 +208,7 @@ async fn serve_until_told(
             Arc::new(move || gauges.ready())
         },
         reload: reload.clone(),
+        hosts,
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve::serve(listener, context, async {
@@ -308,7 +350,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     let mut config = args.to_config()?;
     check_pids(&config)?;
     need_root()?;
-    private_files();
+    let umask = private_files();
     log_to_stderr(config.log_format);
     if !args.command.is_empty() {
         // Nothing but the command and its children.
@@ -331,7 +373,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     };
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
-    let outcome = runtime()?.block_on(record_until_over(args, &session));
+    let outcome = runtime()?.block_on(record_until_over(args, umask, &session));
     session.stop();
     if let Some(files) = files {
         files.finish();
@@ -353,7 +395,25 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     outcome
 }
 
-async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitCode, CliError> {
+/// The application as the user would have started it: what we do to our own files must not change its.
+fn application(program: &OsStr, arguments: &[OsString], umask: libc::mode_t) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).kill_on_drop(true);
+    // SAFETY: umask may be called between fork and exec; nothing else happens there.
+    unsafe {
+        command.pre_exec(move || {
+            libc::umask(umask);
+            Ok(())
+        })
+    };
+    command
+}
+
+async fn record_until_over(
+    args: &RecordArgs,
+    umask: libc::mode_t,
+    session: &Session,
+) -> Result<ExitCode, CliError> {
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|e| CliError::runtime(format!("signals: {e}")))?;
     let mut terminate =
@@ -361,9 +421,7 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
     let mut child = match args.command.split_first() {
         None => None,
         Some((program, arguments)) => {
-            let child = tokio::process::Command::new(program)
-                .args(arguments)
-                .kill_on_drop(true)
+            let child = application(program, arguments, umask)
                 .spawn()
                 .map_err(|e| CliError::usage(format!("{}: {e}", program.display())))?;
             if let Some(pid) = child.id() {
@@ -401,7 +459,13 @@ async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitC
         _ = interrupt.recv() => Ok(ExitCode::Interrupted),
         _ = terminate.recv() => Ok(ExitCode::Success),
         () = limit => Ok(ExitCode::Success),
-        _ = ended => Ok(ExitCode::Success),
+        status = ended => {
+            // Our own exit code says how the recording went; that of the application would be taken for it.
+            if let Some(status) = status.filter(|status| !status.success()) {
+                anstream::eprintln!("the command ended with {status}");
+            }
+            Ok(ExitCode::Success)
+        }
         dead = died => Err(stage_died(dead)),
     };
     if let Some(mut child) = child
@@ -446,5 +510,32 @@ service  route          count  errors      p50    p95    p99  samples
 shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160
 ";
         assert_eq!(summary.table(), expected);
+    }
+
+    #[test]
+    fn the_application_has_the_umask_that_it_would_have_had() {
+        let runtime = runtime().unwrap();
+        let output = runtime.block_on(async {
+            let arguments = ["-c".into(), "umask".into()];
+            application(OsStr::new("sh"), &arguments, 0o027)
+                .stdout(std::process::Stdio::piped())
+                .output()
+                .await
+        });
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert_eq!(u32::from_str_radix(text.trim(), 8), Ok(0o027));
+    }
+
+    #[test]
+    fn an_address_is_taken_but_nobody_waits_there_before_it_is_served() {
+        let runtime = runtime().unwrap();
+        let _inside = runtime.enter();
+        let socket = reserve("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let refused = std::net::TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let _listener = socket.listen(BACKLOG).unwrap();
+        std::net::TcpStream::connect(address).unwrap();
+        assert!(reserve(address).is_err(), "a second daemon is told at once");
     }
 }

@@ -19,7 +19,7 @@ pub use globs::Globs;
 pub use raw::{RawConfig, RawRoutePattern, RawStore};
 pub use reload::Reload;
 pub use values::{
-    FormatName, Freq, GlobText, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
+    FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
     ValueError,
 };
 
@@ -114,6 +114,8 @@ pub struct Config {
     pub ring_size: u32,
     pub listen: SocketAddr,
     pub allow_remote: bool,
+    /// Names that this host is reached by, in lower case.
+    pub allow_hosts: Vec<String>,
     pub store: Store,
     /// One file per request goes here.
     pub prof_path: Option<PathBuf>,
@@ -154,6 +156,7 @@ impl Config {
             ring_size,
             listen,
             allow_remote,
+            allow_hosts,
             store,
             prof_path,
             prof_file,
@@ -214,6 +217,7 @@ impl Config {
             ring_size: ring_size.map_or(DEFAULT_RING_SIZE, |s| s.get()),
             listen,
             allow_remote,
+            allow_hosts: values(allow_hosts, HostName::get),
             store: Store {
                 dir: store.dir.unwrap_or_else(|| DEFAULT_STORE.into()),
                 max_size: store.max_size.map_or(DEFAULT_STORE_SIZE, |s| s.get()),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::values::{
-    FormatName, Freq, GlobText, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
+    FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
 };
 use crate::correlate::route::Pattern;
 use crate::export::Template;
@@ -28,6 +28,7 @@ pub struct RawConfig {
     pub ring_size: Option<RingSize>,
     pub listen: Option<SocketAddr>,
     pub allow_remote: Option<bool>,
+    pub allow_hosts: Option<Vec<HostName>>,
     pub store: Option<RawStore>,
     pub prof_path: Option<PathBuf>,
     pub prof_file: Option<Template>,
@@ -82,6 +83,7 @@ impl RawConfig {
             ring_size: flags.ring_size.or(file.ring_size),
             listen: flags.listen.or(file.listen),
             allow_remote: flags.allow_remote.or(file.allow_remote),
+            allow_hosts: flags.allow_hosts.or(file.allow_hosts),
             store: match (flags.store, file.store) {
                 (Some(flags), Some(file)) => Some(RawStore {
                     dir: flags.dir.or(file.dir),

@@ -33,6 +33,7 @@ impl Config {
             ring_size,
             listen,
             allow_remote,
+            allow_hosts,
             store,
             prof_path,
             prof_file,
@@ -67,6 +68,7 @@ impl Config {
         later(&mut restart, "ring_size", &old.ring_size, ring_size);
         later(&mut restart, "listen", &old.listen, listen);
         later(&mut restart, "allow_remote", &old.allow_remote, allow_remote);
+        later(&mut restart, "allow_hosts", &old.allow_hosts, allow_hosts);
         later(&mut restart, "store.dir", &old.store.dir, &mut store.dir);
         later(&mut restart, "store.max_size", &old.store.max_size, &mut store.max_size);
         later(&mut restart, "store.max_age", &old.store.max_age, &mut store.max_age);

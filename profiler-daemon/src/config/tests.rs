@@ -46,7 +46,7 @@ fn every_setting_is_read() {
     let config = load(
         "pid: [17, 18, 17]\ncomm: ['gunicorn*']\nexe: [/opt/*/python3]\nport: [8000]\nroute: ['/api/*']\n\
          route_patterns:\n- {service: shop, pattern: '/orders/{id}'}\n- pattern: /files/{*rest}\n\
-         freq: 199\nnative_frames: false\nring_size: 1MiB\nlisten: 0.0.0.0:80\nallow_remote: true\n\
+         freq: 199\nnative_frames: false\nring_size: 1MiB\nlisten: 0.0.0.0:80\nallow_remote: true\nallow_hosts: [Shop.example]\n\
          store: {dir: /srv/reqprof, max_size: 2GiB, max_age: 1h}\nprof_path: /srv/prof\n\
          prof_file: '{path}.{id}'\nmin_duration: 250ms\nlog_format: json\n",
     )
@@ -66,6 +66,7 @@ fn every_setting_is_read() {
     );
     assert_eq!((config.freq, config.native_frames, config.ring_size), (199, false, 1_048_576));
     assert_eq!((config.listen.to_string().as_str(), config.allow_remote), ("0.0.0.0:80", true));
+    assert_eq!(config.allow_hosts, ["shop.example"]);
     let store = Store { dir: "/srv/reqprof".into(), max_size: 2 << 30, max_age: Duration::from_secs(3600) };
     assert_eq!(config.store, store);
     assert_eq!(config.prof_path.as_deref(), Some(Path::new("/srv/prof")));

@@ -111,6 +111,16 @@ value!(
         _ => refuse(text, "a service name has 1 to 128 bytes and no control characters"),
     }
 );
+value!(
+    /// A name that a host is reached by, in lower case.
+    HostName(String), |text| {
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        match text.len() {
+            1..=253 if text.chars().all(valid) => Ok(text.to_ascii_lowercase()),
+            _ => refuse(text, "a host name has letters, digits, dots and hyphens, and no port"),
+        }
+    }
+);
 
 /// How the daemon writes its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,6 +219,7 @@ deserialize_from_text!(
     RouteGlob,
     FormatName,
     ServiceName,
+    HostName,
     LogFormat,
     Template,
     Pattern
@@ -268,6 +279,14 @@ mod tests {
         assert_eq!(parse("0"), Ok(Span(Duration::ZERO)));
         for bad in ["30", "abc", "", "-5s"] {
             assert!(parse::<Span>(bad).expect_err(bad).contains("not a duration"));
+        }
+    }
+
+    #[test]
+    fn a_host_name_has_no_port() {
+        assert_eq!(parse("Profiler.shop.example"), Ok(HostName("profiler.shop.example".into())));
+        for bad in ["", "shop.example:9977", "http://shop.example", "*", "a b"] {
+            assert!(parse::<HostName>(bad).expect_err(bad).contains("a host name"));
         }
     }
 

@@ -1,10 +1,11 @@
 //! One file per request, written by a thread of its own: a slow disk must not hold up the stages before it.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{Sender, bounded};
 
 use super::Stats;
 use crate::export::ProfileDir;
@@ -12,8 +13,10 @@ use crate::health;
 use crate::profile::Profile;
 use crate::record::RequestRecord;
 
-/// Requests waiting to be written; a profile is some tens of kilobytes.
+/// Requests waiting to be written; a profile is some tens of kilobytes, mostly.
 const QUEUE: usize = 256;
+/// Memory of the profiles that wait, for those that are large: up to a hundred times that.
+const QUEUE_BYTES: usize = 64 << 20;
 
 /// How long the last files may take.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -22,18 +25,29 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct FileExporter {
     queue: Sender<(RequestRecord, Arc<Profile>)>,
+    /// Of what is queued, and of what is being written.
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
     stats: Stats,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl FileExporter {
     pub fn start(directory: ProfileDir, stats: Stats) -> std::io::Result<Self> {
+        Self::with_room(directory, stats, QUEUE_BYTES)
+    }
+
+    fn with_room(directory: ProfileDir, stats: Stats, max_bytes: usize) -> std::io::Result<Self> {
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let queued = Arc::clone(&bytes);
         let (queue, incoming) = bounded::<(RequestRecord, Arc<Profile>)>(QUEUE);
         let counts = stats.clone();
         let thread = std::thread::Builder::new().name("files".into()).spawn(move || {
             let mut said = false;
             for (record, profile) in incoming {
-                match directory.write(&record, &profile) {
+                let written = directory.write(&record, &profile);
+                queued.fetch_sub(profile.heap_bytes(), Relaxed);
+                match written {
                     Ok(_) => said = false,
                     Err(error) => {
                         counts.update(|s| s.files_failed += 1);
@@ -45,15 +59,15 @@ impl FileExporter {
                 }
             }
         })?;
-        Ok(Self { queue, stats, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self { queue, bytes, max_bytes, stats, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
     pub fn write(&self, record: RequestRecord, profile: Arc<Profile>) {
-        match self.queue.try_send((record, profile)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.stats.update(|s| s.files_dropped += 1);
-            }
+        let size = profile.heap_bytes();
+        let fits = self.bytes.fetch_add(size, Relaxed) + size <= self.max_bytes;
+        if !fits || self.queue.try_send((record, profile)).is_err() {
+            self.bytes.fetch_sub(size, Relaxed);
+            self.stats.update(|s| s.files_dropped += 1);
         }
     }
 
@@ -64,5 +78,38 @@ impl FileExporter {
         if let Some(thread) = thread {
             health::join("files", thread, STOP_LIMIT);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::Template;
+    use crate::export::tests::record;
+    use crate::profile::Builder;
+    use crate::profile::format::Format;
+    use crate::profile::testing::{py, stack};
+
+    #[test]
+    fn profiles_that_wait_are_bounded_by_their_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = ProfileDir::open(dir.path(), Template::default(), vec![Format::Text]).unwrap();
+        let stats = Stats::default();
+        let mut builder = Builder::default();
+        builder.add(&stack(&[py("view", 3)]), 1);
+        let small = Arc::new(builder.finish(1));
+        let mut builder = Builder::default();
+        for line in 1..1_000 {
+            builder.add(&stack(&[py("view", line)]), 1);
+        }
+        let large = Arc::new(builder.finish(1));
+        let files = FileExporter::with_room(directory, stats.clone(), 2 * small.heap_bytes()).unwrap();
+        assert!(large.heap_bytes() > 10 * small.heap_bytes());
+        files.write(record("GET", "/large", 5), large);
+        files.write(record("GET", "/small", 5), small);
+        let bytes = Arc::clone(&files.bytes);
+        files.finish();
+        assert_eq!((stats.snapshot().files_dropped, bytes.load(Relaxed)), (1, 0));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

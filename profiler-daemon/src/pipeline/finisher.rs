@@ -285,6 +285,9 @@ impl Finisher {
             return;
         }
         let keep = u128::from(record.duration_ns) >= self.settings.min_duration.as_nanos();
+        // A request that could have been hit by a sample and was not used no CPU time that is worth a sample.
+        let sampled = builder.as_ref().map_or(0, Builder::sampled_ns);
+        let sampled_cpu_ns = (record.attribution == Attribution::Thread).then_some(sampled);
         let profile = builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
         record.profile = profile.is_some();
         self.metrics.observe(&record);
@@ -299,7 +302,7 @@ impl Finisher {
         if let Some(store) = &self.store {
             // What does not fit is counted there.
             store.try_send(Entry {
-                sampled_cpu_ns: record.profile.then(|| profile.as_ref().map_or(0, |p| p.sampled_ns())),
+                sampled_cpu_ns,
                 profile: profile.as_ref().map(|profile| profile.encode()),
                 record,
             });

@@ -26,6 +26,7 @@ const MAX_EDGES: usize = 65_536;
 pub struct Builder {
     growth: Growth,
     samples: u64,
+    sampled_ns: u64,
     /// The frames whose addresses `edges` and `path` use. Holding them keeps an address from being reused.
     kept: FxHashMap<usize, Arc<Frame>>,
     /// (node, address of a frame) to the child node.
@@ -40,6 +41,7 @@ impl Builder {
     pub fn add(&mut self, stack: &[Arc<Frame>], weight: u64) {
         let cost = Cost { ns: weight, samples: 1 };
         self.samples = self.samples.saturating_add(1);
+        self.sampled_ns = self.sampled_ns.saturating_add(weight);
         if self.edges.len() >= MAX_EDGES {
             self.kept.clear();
             self.edges.clear();
@@ -91,6 +93,11 @@ impl Builder {
     /// Samples added so far.
     pub fn samples(&self) -> u64 {
         self.samples
+    }
+
+    /// Time that these samples stand for, ns.
+    pub fn sampled_ns(&self) -> u64 {
+        self.sampled_ns
     }
 
     /// `duration`: the request's, ns; what the samples do not cover is shown as `[unsampled]` in the wall view.
@@ -147,6 +154,7 @@ impl Merger {
         places.push((ROOT, false));
         let mut folded = other.truncated_samples;
         growth.own(ROOT, other.nodes[0].own);
+        let truncated = truncated_function();
         for node in &other.nodes[1..] {
             let (parent, parent_folded) = places[node.parent as usize];
             let function = &other.functions[node.function as usize];
@@ -165,7 +173,10 @@ impl Merger {
                 None => {
                     let fold = if parent_folded { parent } else { growth.truncated(parent) };
                     growth.own(fold, node.own);
-                    folded = folded.saturating_add(node.own.samples);
+                    // What had been folded before is among the other's truncated samples already.
+                    if *function != truncated {
+                        folded = folded.saturating_add(node.own.samples);
+                    }
                     places.push((fold, true));
                 }
             }
@@ -174,6 +185,13 @@ impl Merger {
         sum.truncated_samples = sum.truncated_samples.saturating_add(folded);
         sum.duration_ns = sum.duration_ns.saturating_add(other.duration_ns);
         sum.requests = sum.requests.saturating_add(other.requests);
+    }
+
+    /// Adds requests that no sample hit, and the sum of their durations, ns.
+    pub fn add_unsampled(&mut self, requests: u64, duration_ns: u64) {
+        let sum = &mut self.growth.profile;
+        sum.duration_ns = sum.duration_ns.saturating_add(duration_ns);
+        sum.requests = sum.requests.saturating_add(requests);
     }
 
     pub fn finish(self) -> Profile {
@@ -188,6 +206,11 @@ impl Profile {
         merger.add(other);
         *self = merger.finish();
     }
+}
+
+/// What stands for frames that found no place.
+fn truncated_function() -> Function {
+    Function { name: Arc::from(TRUNCATED), file: Arc::from(""), first_line: 0, kind: FrameKind::Native }
 }
 
 /// A profile that can still grow: the tree and what is needed to find things in it. Its totals are not valid.
@@ -238,12 +261,7 @@ impl Growth {
 
     /// The `[truncated]` child of `node`; when even these have run out, the root's.
     fn truncated(&mut self, node: u32) -> u32 {
-        let function = Function {
-            name: Arc::from(TRUNCATED),
-            file: Arc::from(""),
-            first_line: 0,
-            kind: FrameKind::Native,
-        };
+        let function = truncated_function();
         let known = self.functions.get(&function).copied();
         let find = |at: u32| known.and_then(|id| self.children.get(&(at, id)).copied());
         if let Some(fold) = find(node) {
@@ -446,6 +464,30 @@ mod tests {
         let lines: Vec<_> =
             named(&sum, &["main"]).lines().into_iter().map(|(l, t)| (l, t.self_ns, t.total_ns)).collect();
         assert_eq!(lines, [(3, 0, 100), (4, 0, 35), (5, 1, 1)]);
+    }
+
+    #[test]
+    fn what_was_folded_before_is_counted_once() {
+        let fill = |b: &mut Builder, name: &str| {
+            for i in 0..20_000 {
+                b.add(&stack(&[py("caller", 1), frame(FrameKind::Python, name, "/a.py", 5, i + 1)]), 1);
+            }
+        };
+        let mut b = Builder::default();
+        fill(&mut b, "f");
+        let mut sum = b.finish(0);
+        let before = sum.truncated_samples();
+        let mut b = Builder::default();
+        b.add(&stack(&[py("second", 1)]), 1);
+        fill(&mut b, "g");
+        b.add(&stack(&[py("second", 1), py("deeper", 2)]), 1);
+        let other = b.finish(0);
+        assert_eq!(named(&other, &["second", TRUNCATED]).own().samples, 1);
+        sum.merge(&other);
+        // Nothing of the other had a place, so each of its samples is cut, once.
+        assert_eq!(sum.truncated_samples(), before + other.samples());
+        let folds: u64 = sum.nodes().filter(|n| n.name() == TRUNCATED).map(|n| n.own().samples).sum();
+        assert_eq!(folds, sum.truncated_samples());
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod codec;
 pub mod format;
 mod frame;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tree;
 
 pub use build::{Builder, Merger};

@@ -160,6 +160,18 @@ impl Profile {
         self.requests
     }
 
+    /// Memory that it takes, about: what it may have is a hundred times what it usually has, so queues count it.
+    pub fn heap_bytes(&self) -> usize {
+        let lines: usize = self.nodes.iter().map(|n| n.own_lines.len() + n.call_lines.len()).sum();
+        self.nodes.len() * (size_of::<Node>() + size_of::<u32>())
+            + lines * size_of::<LineCost>()
+            + self
+                .functions
+                .iter()
+                .map(|f| size_of::<Function>() + f.name.len() + f.file.len())
+                .sum::<usize>()
+    }
+
     /// The request itself; its children are the outermost functions.
     pub fn root(&self) -> NodeRef<'_> {
         NodeRef { profile: self, index: ROOT }

@@ -4,6 +4,7 @@
 //! same time.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -12,13 +13,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
+use super::cache::Document;
 use super::error::ApiError;
 use super::query::{FILTERS, Params};
 use super::{App, Context, guard, metrics};
 use crate::profile::format::{Format, Subject, render};
 use crate::record::RequestRecord;
-use crate::store::{DropReason, Filter, InvalidId, RequestId};
+use crate::store::{Deadline, DropReason, Filter, InvalidId, Merged, RequestId};
 
 type Answer = Result<Response, ApiError>;
 type PathId = Result<Path<String>, PathRejection>;
@@ -86,11 +89,13 @@ async fn reload(State(app): State<Arc<App>>) -> Answer {
     .await
 }
 
-async fn show_metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+async fn show_metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let encoding = metrics::Encoding::negotiate(accept);
-    let body = app.context.metrics.encode(encoding, Some(app.context.store.counters()));
-    ([(header::CONTENT_TYPE, encoding.content_type())], body).into_response()
+    // Thousands of series are worth a thread, but not a turn: those who watch the daemon wait for nobody.
+    let encode = move || app.context.metrics.encode(encoding, Some(app.context.store.counters()));
+    let body = tokio::task::spawn_blocking(encode).await.map_err(|_| failed())?;
+    Ok(([(header::CONTENT_TYPE, encoding.content_type())], body).into_response())
 }
 
 async fn status(State(app): State<Arc<App>>, uri: Uri) -> Answer {
@@ -180,7 +185,7 @@ async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> A
         };
         let subject = Subject::of(&record);
         let body = render(&profile, &subject, format, view, color);
-        Ok(document(body, format, &id.to_string()))
+        Ok(document(body, format, &id.to_string()).into_response())
     })
     .await
 }
@@ -188,54 +193,61 @@ async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> A
 async fn route_stats(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     let params = Params::parse(&uri, &[&FILTERS])?;
     let filter = params.filter(now())?;
-    work(&app, move |context| {
-        Ok(Json(json!({"routes": context.store.routes(&filter)?, "next": null})).into_response())
-    })
-    .await
+    let job = move |context: &Context, until| {
+        let answer = json!({"routes": context.store.routes(&filter, until)?, "next": null});
+        let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        Ok(Document { headers: headers.into_iter().collect(), body: answer.to_string().into() })
+    };
+    cached(&app, &app.jobs, &uri, job).await
 }
 
 async fn merged_profile(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     let params = Params::parse(&uri, &[&FILTERS, &["format", "view", "color"]])?;
     let (filter, view, format) = (params.filter(now())?, params.view()?, params.format()?);
     let color = params.color()?;
-    work(&app, move |context| {
-        let merged = context.store.merged(&filter)?;
+    let job = move |context: &Context, until| {
+        let merged = context.store.merged(&filter, until)?;
         if merged.merged == 0 {
-            return Err(ApiError::not_found("no stored request with a profile matches"));
+            return Err(ApiError::not_found(match merged.without_samples {
+                0 => "no stored request with a profile matches".to_owned(),
+                n => format!("none of the {n} requests that match was hit by a sample: they were too short"),
+            }));
         }
-        let subject = subject_of_many(&filter, merged.merged, merged.truncated);
+        let subject = subject_of_many(&filter, &merged);
         let body = render(&merged.profile, &subject, format, view, color);
-        let mut response = document(body, format, "merged");
-        let headers = response.headers_mut();
-        headers.insert(HeaderName::from_static("reqprof-merged"), HeaderValue::from(merged.merged));
-        headers.insert(HeaderName::from_static("reqprof-unreadable"), HeaderValue::from(merged.unreadable));
-        let truncated = if merged.truncated { "true" } else { "false" };
-        headers.insert(HeaderName::from_static("reqprof-truncated"), HeaderValue::from_static(truncated));
-        Ok(response)
-    })
-    .await
+        let mut document = document(body, format, "merged");
+        let mut say = |name, value| document.headers.insert(HeaderName::from_static(name), value);
+        say("reqprof-requests", HeaderValue::from(merged.profile.requests()));
+        say("reqprof-merged", HeaderValue::from(merged.merged));
+        say("reqprof-unreadable", HeaderValue::from(merged.unreadable));
+        say("reqprof-truncated", HeaderValue::from_static(if merged.truncated { "true" } else { "false" }));
+        Ok(document)
+    };
+    cached(&app, &app.merges, &uri, job).await
 }
 
-fn subject_of_many(filter: &Filter, merged: u64, truncated: bool) -> Subject {
+fn subject_of_many(filter: &Filter, merged: &Merged) -> Subject {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let what = filter.route.as_deref().or(filter.service.as_deref()).unwrap_or("all requests");
-    let newest = if truncated { "newest " } else { "" };
+    let newest = if merged.truncated { "newest " } else { "" };
     Subject {
-        title: format!("{what} - {newest}{merged} requests merged"),
+        title: format!(
+            "{what} - {newest}{} requests, {} with samples",
+            merged.profile.requests(),
+            merged.merged
+        ),
         service: text(&filter.service),
         route: text(&filter.route),
         method: text(&filter.method),
-        status: None,
-        request_id: None,
-        trace_id: None,
-        start: 0,
+        with_samples: Some(merged.merged),
+        ..Subject::default()
     }
 }
 
 /// A rendered profile with the headers of its format.
-fn document(body: Vec<u8>, format: Format, name: &str) -> Response {
-    let mut response = ([(header::CONTENT_TYPE, format.content_type())], body).into_response();
-    let headers = response.headers_mut();
+fn document(body: Vec<u8>, format: Format, name: &str) -> Document {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     if format == Format::Svg {
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(guard::GRAPH));
     }
@@ -244,21 +256,58 @@ fn document(body: Vec<u8>, format: Format, name: &str) -> Response {
     if let Ok(value) = HeaderValue::from_str(&disposition) {
         headers.insert(header::CONTENT_DISPOSITION, value);
     }
-    response
+    Document { headers, body: body.into() }
 }
 
 fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
-/// Runs `job` where it may block, when it is its turn. The slot goes with it: a client that hangs up frees nothing
-/// while its work still runs.
+fn failed() -> ApiError {
+    ApiError::unavailable("internal", "the answer could not be computed")
+}
+
+/// Runs `job` where it may block, when it is its turn.
 async fn work(app: &Arc<App>, job: impl FnOnce(&Context) -> Answer + Send + 'static) -> Answer {
-    let failed = || ApiError::unavailable("internal", "the answer could not be computed");
-    let slot = Arc::clone(&app.jobs).acquire_owned().await.map_err(|_| failed())?;
+    run(app, &app.jobs, move |app| job(&app.context)).await
+}
+
+/// The answer of a moment ago, if there is one, else that of `job`, which gives up when nobody waits any more.
+async fn cached(
+    app: &Arc<App>,
+    slots: &Arc<Semaphore>,
+    uri: &Uri,
+    job: impl FnOnce(&Context, Deadline) -> Result<Document, ApiError> + Send + 'static,
+) -> Answer {
+    let until = Deadline::after(guard::TIMEOUT);
+    let question = uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    if let Some(known) = app.cache.get(&question) {
+        return Ok(known.into_response());
+    }
+    run(app, slots, move |app| {
+        // Whoever had the turn before may have asked the same.
+        if let Some(known) = app.cache.get(&question) {
+            return Ok(known.into_response());
+        }
+        let begun = Instant::now();
+        let document = job(&app.context, until)?;
+        app.cache.put(question, begun.elapsed(), document.clone());
+        Ok(document.into_response())
+    })
+    .await
+}
+
+/// Runs `job` on a thread where it may block, when there is a slot. The slot goes with it: a client that hangs up frees
+/// nothing while its work still runs.
+async fn run(
+    app: &Arc<App>,
+    slots: &Arc<Semaphore>,
+    job: impl FnOnce(&App) -> Answer + Send + 'static,
+) -> Answer {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(|_| failed())?;
     let app = Arc::clone(app);
     let run = move || {
-        let answer = job(&app.context);
+        let answer = job(&app);
         drop(slot);
         answer
     };

@@ -67,6 +67,7 @@ impl From<ReadError> for ApiError {
         match e {
             ReadError::BadCursor(e) => Self::bad_request("invalid_cursor", e.to_string()),
             ReadError::Busy => Self::too_many(),
+            ReadError::Deadline => Self::unavailable("timeout", e.to_string()),
             ReadError::Database(_) => Self::unavailable("store_unreadable", e.to_string()),
             ReadError::Unpack(_) | ReadError::Decode(_) => {
                 Self::unavailable("profile_unreadable", e.to_string())

@@ -20,7 +20,7 @@ use super::error::ApiError;
 /// Requests in progress; a person's browser needs six. Health and metrics are not counted.
 const CONCURRENCY: usize = 64;
 /// The longest an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For everything but the page and flame graphs.
 const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
@@ -35,16 +35,18 @@ pub(super) const GRAPH: &str = "default-src 'none'; script-src 'unsafe-inline'; 
 /// What the guard needs to know.
 pub(super) struct Guard {
     listen: SocketAddr,
+    hosts: Vec<String>,
     slots: Arc<Semaphore>,
 }
 
 impl Guard {
-    pub(super) fn new(listen: SocketAddr) -> Self {
-        Self { listen, slots: Arc::new(Semaphore::new(CONCURRENCY)) }
+    pub(super) fn new(listen: SocketAddr, hosts: Vec<String>) -> Self {
+        Self { listen, hosts, slots: Arc::new(Semaphore::new(CONCURRENCY)) }
     }
 
     /// A name that DNS cannot point here: a loopback name, a loopback address or the address we listen on. When
-    /// that is every address, any address will do, since a browser that shows one was not led here by a name.
+    /// that is every address, any address will do, since a browser that shows one was not led here by a name. Other
+    /// names only the configuration can allow.
     fn allows(&self, authority: &str) -> bool {
         let Ok(authority) = authority.parse::<Authority>() else { return false };
         let host = authority.host();
@@ -53,7 +55,7 @@ impl Guard {
             Ok(ip) => ip.is_loopback() || ip == self.listen.ip() || self.listen.ip().is_unspecified(),
             Err(_) => {
                 let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-                name == "localhost" || name.ends_with(".localhost")
+                name == "localhost" || name.ends_with(".localhost") || self.hosts.contains(&name)
             }
         }
     }
@@ -64,7 +66,10 @@ impl Guard {
         if !self.allows(named) || uri.authority().is_some_and(|a| !self.allows(a.as_str())) {
             return Err(ApiError::bad_request(
                 "host_not_allowed",
-                "the Host header names neither this machine's loopback nor the address listened on",
+                format!(
+                    "the Host header ({named:?}) names neither this machine's loopback nor the address listened on; \
+                     if this host is reached by that name, add it to `allow_hosts` in the configuration"
+                ),
             ));
         }
         if matches!(*method, Method::GET | Method::HEAD) || !headers.contains_key(header::ORIGIN) {
@@ -129,7 +134,7 @@ mod tests {
     use super::*;
 
     fn code(listen: &str, method: Method, headers: &[(HeaderName, &str)]) -> Option<&'static str> {
-        let guard = Guard::new(listen.parse().unwrap());
+        let guard = Guard::new(listen.parse().unwrap(), vec!["profiler.shop.example".into()]);
         let headers: HeaderMap =
             headers.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect();
         guard.check(&method, &"/".parse().unwrap(), &headers).err().map(|e| e.code)
@@ -157,6 +162,12 @@ mod tests {
         assert_eq!(host("10.0.0.5:80", "10.0.0.5"), None);
         assert_eq!(host("0.0.0.0:80", "10.0.0.5"), None);
         assert_eq!(host("0.0.0.0:80", "evil.example"), Some("host_not_allowed"));
+        for good in ["profiler.shop.example", "Profiler.Shop.Example.:9977"] {
+            assert_eq!(host("0.0.0.0:80", good), None, "{good}");
+        }
+        for bad in ["shop.example", "x.profiler.shop.example"] {
+            assert_eq!(host("0.0.0.0:80", bad), Some("host_not_allowed"), "{bad}");
+        }
         assert_eq!(code("127.0.0.1:1", Method::GET, &[]), Some("host_missing"));
     }
 

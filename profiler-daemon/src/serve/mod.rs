@@ -4,6 +4,7 @@
 //! in tests. Out: a server on a listener that the caller bound.
 
 mod api;
+mod cache;
 mod error;
 mod guard;
 mod listener;
@@ -33,7 +34,10 @@ pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 const MAX_BODY: usize = 64 << 10;
 /// Answers that are computed at the same time: each may read thousands of rows or draw a large flame graph, and this
 /// daemon shares the machine with those it watches.
-const JOBS: usize = 4;
+const JOBS: usize = 3;
+/// Merged profiles that are computed at the same time. They take seconds, so they have a place of their own, where they
+/// keep nobody waiting but each other.
+const MERGES: usize = 1;
 
 /// What the server needs from the rest of the daemon.
 #[derive(Clone)]
@@ -48,24 +52,34 @@ pub struct Context {
     pub ready: Check,
     /// Reads the configuration again. May block.
     pub reload: Check,
+    /// Names that this host is reached by, beside those of loopback; in lower case.
+    pub hosts: Vec<String>,
 }
 
 /// Shared by all handlers.
 struct App {
     context: Context,
     jobs: Arc<Semaphore>,
+    merges: Arc<Semaphore>,
+    cache: cache::Cache,
 }
 
 /// All routes, guarded. `listen`: the address that the server is reached by, for the check of `Host`.
 pub fn router(context: Context, listen: SocketAddr) -> Router {
-    let app = Arc::new(App { context, jobs: Arc::new(Semaphore::new(JOBS)) });
+    let guard = Arc::new(guard::Guard::new(listen, context.hosts.clone()));
+    let app = Arc::new(App {
+        context,
+        jobs: Arc::new(Semaphore::new(JOBS)),
+        merges: Arc::new(Semaphore::new(MERGES)),
+        cache: cache::Cache::default(),
+    });
     Router::new()
         .merge(page::routes())
         .merge(api::routes())
         .with_state(app)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyLimitLayer::new(MAX_BODY))
-        .layer(axum::middleware::from_fn_with_state(Arc::new(guard::Guard::new(listen)), guard::guard))
+        .layer(axum::middleware::from_fn_with_state(guard, guard::guard))
 }
 
 /// Serves until `shutdown` completes and the answers in progress are given.

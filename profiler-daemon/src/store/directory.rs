@@ -24,6 +24,9 @@ pub(super) fn claim(dir: &Path) -> Result<(PathBuf, Lock), OpenError> {
     })?;
     check(dir)?;
     let real = dir.canonicalize().map_err(io)?;
+    for parent in real.ancestors().skip(1) {
+        check_parent(&real, parent)?;
+    }
     let lock = lock(&real)?;
     Ok((real, lock))
 }
@@ -43,6 +46,24 @@ fn check(dir: &Path) -> Result<(), OpenError> {
     }
     if meta.mode() & 0o022 != 0 {
         return Err(OpenError::Writable { path: dir.to_path_buf(), mode: meta.mode() & 0o7777 });
+    }
+    Ok(())
+}
+
+/// Who may rename what is in a parent can put another directory in place of ours.
+fn check_parent(dir: &Path, parent: &Path) -> Result<(), OpenError> {
+    let meta = parent.metadata().map_err(|source| OpenError::Io { path: parent.to_path_buf(), source })?;
+    let (path, parent) = (dir.to_path_buf(), parent.to_path_buf());
+    // SAFETY: geteuid takes nothing, touches no memory and cannot fail.
+    let us = unsafe { libc::geteuid() };
+    // Who has become root by sudo can do as root anyway.
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+    if meta.uid() != us && meta.uid() != 0 && Some(meta.uid()) != sudo {
+        return Err(OpenError::ParentOwner { path, parent, owner: meta.uid() });
+    }
+    // Where the sticky bit is set, as in /tmp, only the owner can rename it.
+    if meta.mode() & 0o022 != 0 && meta.mode() & libc::S_ISVTX == 0 {
+        return Err(OpenError::ParentWritable { path, parent, mode: meta.mode() & 0o7777 });
     }
     Ok(())
 }

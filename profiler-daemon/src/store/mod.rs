@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use counters::{Counters, DropReason};
 pub use filter::{BadCursor, Filter, InvalidId, RequestId, Sort, StatusFilter};
-pub use reader::{Merged, Page, ReadError, Reader, RouteStats};
+pub use reader::{Deadline, Merged, Page, ReadError, Reader, RouteStats};
 pub use writer::{Entry, Sender};
 
 use crate::health::Health;
@@ -41,7 +41,7 @@ pub const MIN_BYTES: u64 = 1 << 20;
 pub struct Config {
     /// The state directory. Created with mode 0700 if it does not exist.
     pub dir: PathBuf,
-    /// Bytes on disk, write-ahead log included; the oldest requests go first. At least [`MIN_BYTES`].
+    /// Bytes on disk, write-ahead log and quarantined files included; the oldest requests go first. At least [`MIN_BYTES`].
     pub max_bytes: u64,
     /// Requests that started longer ago are deleted.
     pub max_age: Duration,
@@ -73,6 +73,16 @@ pub enum OpenError {
          run `chmod go-w {path}` or name another one with --store"
     )]
     Writable { path: PathBuf, mode: u32 },
+    #[error(
+        "state directory {path}: its parent {parent} belongs to uid {owner}, who could put another directory in its \
+         place; name one elsewhere with --store"
+    )]
+    ParentOwner { path: PathBuf, parent: PathBuf, owner: u32 },
+    #[error(
+        "state directory {path}: its parent {parent} has mode {mode:04o}, so others could put another directory in its \
+         place; run `chmod go-w {parent}` or name one elsewhere with --store"
+    )]
+    ParentWritable { path: PathBuf, parent: PathBuf, mode: u32 },
     #[error("{0} is not a regular file; remove it or name another directory with --store")]
     Planted(PathBuf),
     #[error(
@@ -104,7 +114,8 @@ impl Store {
             return Err(OpenError::TooSmall { given: config.max_bytes });
         }
         let (dir, lock) = directory::claim(&config.dir)?;
-        let schema::Opened { connection, path, warnings } = schema::open(&dir)?;
+        let schema::Opened { connection, path, quarantined, warnings } =
+            schema::open(&dir, config.max_bytes)?;
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
@@ -115,6 +126,7 @@ impl Store {
         let writer = writer::Writer::start(
             connection,
             path,
+            quarantined,
             config,
             Arc::clone(&counters),
             health.stage("store-writer"),

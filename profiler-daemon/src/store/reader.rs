@@ -3,10 +3,10 @@
 //! Readers have connections of their own, so they see a consistent state and never wait for the writer. Every answer
 //! is bounded: in rows, in merged profiles, in distinct routes.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rusqlite::types::{Type, Value};
@@ -18,8 +18,8 @@ use super::counters::Counters;
 use super::filter::{BadCursor, Cursor, Filter, RequestId, Sort};
 use super::row::{self, natural};
 use super::writer::MAX_PROFILE_BYTES;
-use crate::profile::{DecodeError, Profile};
-use crate::record::{OffCpu, RequestRecord};
+use crate::profile::{DecodeError, Merger, Profile};
+use crate::record::{Attribution, OffCpu, RequestRecord};
 
 /// Queries that run at the same time; a query keeps one core busy.
 const CONNECTIONS: usize = 4;
@@ -37,6 +37,8 @@ const MAX_ROUTES: usize = 10_000;
 pub enum ReadError {
     #[error("too many queries at once")]
     Busy,
+    #[error("the answer took too long; ask for fewer requests, for instance with a shorter `since`")]
+    Deadline,
     #[error(transparent)]
     BadCursor(#[from] BadCursor),
     #[error("the store cannot be read: {0}")]
@@ -55,12 +57,16 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// The profiles of many requests in one.
+/// The profiles of many requests in one. Short requests have often no sample, and without them the profile would tell
+/// of the long ones only: their number and durations are in it too, down to the oldest request whose profile is.
 #[derive(Clone, Debug)]
 pub struct Merged {
+    /// Of [`Self::merged`] and [`Self::without_samples`] requests.
     pub profile: Profile,
     /// Requests whose profiles are in it.
     pub merged: u64,
+    /// Requests that were sampled, but no sample hit them.
+    pub without_samples: u64,
     /// Profiles that could not be read.
     pub unreadable: u64,
     /// Older requests matched too, but the number of merged profiles is bounded.
@@ -114,6 +120,12 @@ impl Deref for Borrowed<'_> {
 
     fn deref(&self) -> &Connection {
         self.connection.as_ref().expect("taken only by drop")
+    }
+}
+
+impl DerefMut for Borrowed<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("taken only by drop")
     }
 }
 
@@ -218,28 +230,26 @@ impl Reader {
     }
 
     /// The profiles of the newest matching requests, added up.
-    pub fn merged(&self, filter: &Filter) -> Result<Merged, ReadError> {
-        let (condition, values) = filter.sql();
-        let sql = format!(
-            "SELECT p.raw_bytes, p.data FROM requests r CROSS JOIN profiles p ON p.seq = r.profile \
-             WHERE {condition} ORDER BY r.start DESC, r.id DESC LIMIT {}",
-            MAX_MERGED + 1
-        );
-        let connection = self.borrow()?;
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(params_from_iter(values))?;
-        let mut all = Merged { profile: Profile::default(), merged: 0, unreadable: 0, truncated: false };
-        let mut seen = 0;
-        while let Some(row) = rows.next()? {
-            if seen == MAX_MERGED {
-                all.truncated = true;
-                break;
-            }
-            seen += 1;
-            match Packed::read(row)?.unpack() {
-                Ok(profile) if all.merged == 0 => (all.profile, all.merged) = (profile, 1),
+    ///
+    /// Every profile is read on its own: one long query would keep the write-ahead log from being emptied for as long
+    /// as the profiles are unpacked.
+    pub fn merged(&self, filter: &Filter, until: Deadline) -> Result<Merged, ReadError> {
+        let Selected { keys, truncated, unsampled } = self.select(filter)?;
+        let mut all = Merged {
+            profile: Profile::default(),
+            merged: 0,
+            without_samples: unsampled.requests,
+            unreadable: 0,
+            truncated,
+        };
+        let mut merger = Merger::default();
+        for key in keys {
+            until.check()?;
+            // Deleted meanwhile, because of its age or the store's size: as if it had not been there.
+            let Some(packed) = self.packed(key)? else { continue };
+            match packed.unpack() {
                 Ok(profile) => {
-                    all.profile.merge(&profile);
+                    merger.add(&profile);
                     all.merged += 1;
                 }
                 Err(e) => {
@@ -248,11 +258,58 @@ impl Reader {
                 }
             }
         }
+        merger.add_unsampled(unsampled.requests, unsampled.duration_ns);
+        all.profile = merger.finish();
         Ok(all)
     }
 
+    /// What a merged profile is made of, in one consistent and short look.
+    fn select(&self, filter: &Filter) -> Result<Selected, ReadError> {
+        let (condition, values) = filter.sql();
+        let mut connection = self.borrow()?;
+        let look = connection.transaction()?;
+        let mut keys = look
+            .prepare_cached(&format!(
+                "SELECT start, id FROM requests WHERE {condition} AND profile IS NOT NULL \
+                 ORDER BY start DESC, id DESC LIMIT {}",
+                MAX_MERGED + 1
+            ))?
+            .query_map(params_from_iter(&values), |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<Vec<Key>>>()?;
+        let truncated = keys.len() > MAX_MERGED;
+        keys.truncate(MAX_MERGED);
+        // Only what lies in the same time as the profiles may be added to them.
+        let (from, mut values) = match keys.last().filter(|_| truncated) {
+            Some((start, id)) => (
+                " AND (start, id) >= (?, ?)",
+                [values, vec![Value::Integer(*start), Value::Blob(id.to_vec())]].concat(),
+            ),
+            None => ("", values),
+        };
+        values.push(Value::Text(Attribution::Thread.name().to_owned()));
+        let unsampled = look
+            .prepare_cached(&format!(
+                "SELECT count(*), coalesce(sum(duration_ns), 0) FROM requests \
+                 WHERE {condition}{from} AND attribution = ? AND samples = 0 AND profile IS NULL"
+            ))?
+            .query_row(params_from_iter(&values), |row| {
+                Ok(Unsampled { requests: natural(row, 0)?, duration_ns: natural(row, 1)? })
+            })?;
+        Ok(Selected { keys, truncated, unsampled })
+    }
+
+    /// `None`: it has been deleted.
+    fn packed(&self, (start, id): Key) -> Result<Option<Packed>, ReadError> {
+        let connection = self.borrow()?;
+        let mut statement = connection.prepare_cached(
+            "SELECT p.raw_bytes, p.data FROM requests r JOIN profiles p ON p.seq = r.profile \
+             WHERE r.start = ? AND r.id = ?",
+        )?;
+        Ok(statement.query_row(rusqlite::params![start, id], Packed::read).optional()?)
+    }
+
     /// Sums over the matching requests, by service and route, the largest total time first.
-    pub fn routes(&self, filter: &Filter) -> Result<Vec<RouteStats>, ReadError> {
+    pub fn routes(&self, filter: &Filter, until: Deadline) -> Result<Vec<RouteStats>, ReadError> {
         let (condition, values) = filter.sql();
         let sql = format!(
             "SELECT service, route, status, duration_ns, on_cpu_ns, off_network, off_disk, off_lock, off_gil, \
@@ -265,6 +322,7 @@ impl Reader {
         let mut index: FxHashMap<String, FxHashMap<String, usize>> = FxHashMap::default();
         let mut sums: Vec<RouteSum> = Vec::new();
         while let Some(row) = rows.next()? {
+            until.check()?;
             let (service, route) = (borrowed(row, 0)?, borrowed(row, 1)?);
             let known = index.get(service).and_then(|routes| routes.get(route)).copied();
             let at = known.unwrap_or_else(|| {
@@ -283,6 +341,38 @@ impl Reader {
             b.total_ns.cmp(&a.total_ns).then_with(|| (&a.service, &a.route).cmp(&(&b.service, &b.route)))
         });
         Ok(stats)
+    }
+}
+
+/// A request in the order of the table.
+type Key = (i64, [u8; 12]);
+
+/// What a merged profile is made of.
+struct Selected {
+    /// Requests with a profile, the newest first.
+    keys: Vec<Key>,
+    /// There are older ones.
+    truncated: bool,
+    unsampled: Unsampled,
+}
+
+/// Requests that no sample hit.
+struct Unsampled {
+    requests: u64,
+    duration_ns: u64,
+}
+
+/// When an answer is no longer waited for: work for nobody would only keep others waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    pub fn after(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
+    fn check(self) -> Result<(), ReadError> {
+        if Instant::now() < self.0 { Ok(()) } else { Err(ReadError::Deadline) }
     }
 }
 

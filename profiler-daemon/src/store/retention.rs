@@ -18,6 +18,8 @@ use super::schema::{self, with_suffix};
 
 /// Rows deleted in one transaction: about 10 ms of work.
 const DELETE_ROWS: usize = 1_024;
+/// Pages moved to shorten the file at a time, 8 MB: some 20 ms of work.
+const VACUUM_PAGES: u64 = 2_048;
 /// What a request takes without its profile, its place in the index included. An underestimate costs one more round.
 const ROW_BYTES: u64 = 300;
 /// The write-ahead log is moved into the file when it has this size, at most: fewer, longer syncs.
@@ -28,21 +30,25 @@ const SHARED_BYTES: u64 = 64 << 10;
 
 pub(super) struct Retention {
     path: PathBuf,
+    /// Bytes of the files beside it that could not be used.
+    quarantined: u64,
     max_age: Duration,
     max_bytes: u64,
     /// For the database file alone.
     max_file_bytes: u64,
     log_bytes: u64,
+    /// Bytes that were in use when last looked.
+    used: u64,
     counters: Arc<Counters>,
 }
 
 impl Retention {
-    pub(super) fn new(path: PathBuf, config: &Config, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(path: PathBuf, quarantined: u64, config: &Config, counters: Arc<Counters>) -> Self {
         let log_bytes = (config.max_bytes / 8).min(MAX_LOG_BYTES);
         // A transaction that begins when the log is almost due adds to it, so the log is given twice its size.
-        let max_file_bytes = config.max_bytes.saturating_sub(2 * log_bytes + SHARED_BYTES);
+        let max_file_bytes = config.max_bytes.saturating_sub(2 * log_bytes + SHARED_BYTES + quarantined);
         let (max_age, max_bytes) = (config.max_age, config.max_bytes);
-        Self { path, max_age, max_bytes, max_file_bytes, log_bytes, counters }
+        Self { path, quarantined, max_age, max_bytes, max_file_bytes, log_bytes, used: 0, counters }
     }
 
     pub(super) fn configure(&self, connection: &Connection) -> rusqlite::Result<()> {
@@ -51,42 +57,68 @@ impl Retention {
         connection.pragma_update(None, "journal_size_limit", clamp(self.log_bytes))
     }
 
-    /// Keeps the size in bounds. Cheap when there is nothing to do.
-    pub(super) fn after_batch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+    /// Takes back what a batch has added, if the store is full: what comes in never makes it larger. Cheap when there
+    /// is nothing to do. `true`: there is more to delete, which [`Self::round`] does bit by bit.
+    pub(super) fn after_batch(&mut self, connection: &mut Connection) -> rusqlite::Result<bool> {
+        let before = self.used;
+        loop {
+            let over = self.shrink(connection)?;
+            if !over || self.used <= before {
+                return Ok(over);
+            }
+        }
+    }
+
+    /// One step towards the bounds of age and size, short enough that the queue does not overflow meanwhile. `true`:
+    /// it was not the last one.
+    pub(super) fn round(&mut self, connection: &mut Connection) -> rusqlite::Result<bool> {
+        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let age = i64::try_from(self.max_age.as_nanos()).unwrap_or(i64::MAX);
+        let too_old = self.delete_oldest(connection, Until::Start(now.saturating_sub(age)))?;
+        if too_old == DELETE_ROWS as u64 {
+            return Ok(true);
+        }
+        self.shrink(connection)
+    }
+
+    /// One step towards the size. `true`: there is more to do.
+    fn shrink(&mut self, connection: &mut Connection) -> rusqlite::Result<bool> {
         let page = page_size(connection)?;
         // Rows are deleted a little before the file is at its limit, or every batch would have to move pages.
         let target = self.max_file_bytes / 32 * 31;
-        loop {
-            let pages: u64 = pragma(connection, "page_count")?;
-            let free: u64 = pragma(connection, "freelist_count")?;
-            let used = pages.saturating_sub(free) * page;
-            if used > target && self.delete_oldest(connection, Until::Bytes(used - target))? > 0 {
-                continue;
-            }
-            let excess = pages.saturating_sub(self.max_file_bytes / page);
-            if excess > 0 && free > 0 {
-                // Steps once per freed page.
-                let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({excess})"))?;
-                let mut rows = statement.query([])?;
-                while rows.next()?.is_some() {}
-            }
-            break;
+        let used = self.measure(connection, page)?;
+        if used > target && self.delete_oldest(connection, Until::Bytes(used - target))? > 0 {
+            return Ok(self.measure(connection, page)? > target || self.give_back(connection, page)?);
+        }
+        self.give_back(connection, page)
+    }
+
+    /// Bytes of the pages that hold something.
+    fn measure(&mut self, connection: &Connection, page: u64) -> rusqlite::Result<u64> {
+        let pages: u64 = pragma(connection, "page_count")?;
+        let free: u64 = pragma(connection, "freelist_count")?;
+        self.used = pages.saturating_sub(free) * page;
+        Ok(self.used)
+    }
+
+    /// Shortens the file by some of its free pages, where it is above its limit. `true`: there are more.
+    fn give_back(&self, connection: &Connection, page: u64) -> rusqlite::Result<bool> {
+        let pages: u64 = pragma(connection, "page_count")?;
+        let free: u64 = pragma(connection, "freelist_count")?;
+        let excess = pages.saturating_sub(self.max_file_bytes / page).min(free);
+        if excess > 0 {
+            let some = excess.min(VACUUM_PAGES);
+            // Steps once per freed page.
+            let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({some})"))?;
+            let mut rows = statement.query([])?;
+            while rows.next()?.is_some() {}
         }
         if self.bytes() > self.max_bytes {
             // Freed pages are still in the file, and in the log, until the log is moved.
             truncate_log(connection)?;
         }
         self.counters.bytes.store(self.bytes(), Relaxed);
-        Ok(())
-    }
-
-    /// Keeps age and size in bounds.
-    pub(super) fn tend(&self, connection: &mut Connection) -> rusqlite::Result<()> {
-        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-        let age = i64::try_from(self.max_age.as_nanos()).unwrap_or(i64::MAX);
-        let cutoff = now.saturating_sub(age);
-        while self.delete_oldest(connection, Until::Start(cutoff))? == DELETE_ROWS as u64 {}
-        self.after_batch(connection)
+        Ok(excess > VACUUM_PAGES)
     }
 
     /// Deletes the oldest requests until the condition is met, but no more than [`DELETE_ROWS`].
@@ -109,7 +141,7 @@ impl Retention {
 
     fn bytes(&self) -> u64 {
         let size = |suffix| with_suffix(&self.path, suffix).metadata().map_or(0, |meta| meta.len());
-        size("") + size("-wal") + size("-shm")
+        size("") + size("-wal") + size("-shm") + self.quarantined
     }
 }
 

@@ -15,7 +15,7 @@ use super::directory::private_file;
 /// Raised with every change of [`TABLES`].
 const VERSION: i64 = 1;
 const FILE: &str = "reqprof.db";
-/// Quarantined files that are kept; each may be as large as the store, so they must not pile up.
+/// Quarantined files that are kept, if all of them are no more than half of what the store may have.
 const KEPT_QUARANTINED: usize = 3;
 /// The pages that the writer keeps in memory, KiB: the hot ends of the trees and their upper levels.
 const WRITER_CACHE_KIB: i64 = 32 << 10;
@@ -51,25 +51,37 @@ pub(super) const BUSY: Duration = Duration::from_secs(5);
 pub(super) struct Opened {
     pub connection: Connection,
     pub path: PathBuf,
+    /// Bytes of the quarantined files.
+    pub quarantined: u64,
     pub warnings: Vec<String>,
 }
 
 /// Opens the database in a directory that is ours and locked.
-pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
+pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Opened, OpenError> {
     let path = dir.join(FILE);
+    let io = |source| OpenError::Io { path: path.clone(), source };
+    let room = max_bytes / 2;
     let mut warnings = Vec::new();
     let problem = match try_open(&path)? {
-        Attempt::Ok(connection) => return Ok(Opened { connection, path, warnings }),
+        Attempt::Ok(connection) => {
+            let quarantined = forget_old_quarantines(dir, room).map_err(io)?;
+            return Ok(Opened { connection, path, quarantined, warnings });
+        }
         Attempt::Unusable(problem) => problem,
     };
-    let moved = quarantine(dir).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+    let moved = quarantine(dir).map_err(io)?;
+    let quarantined = forget_old_quarantines(dir, room).map_err(io)?;
+    let fate = if moved.exists() {
+        format!("moved to {}", moved.display())
+    } else {
+        "deleted, because it is more than half of what the store may have".to_owned()
+    };
     warnings.push(format!(
-        "the store {} could not be used ({problem}); it was moved to {} and a new one was started",
+        "the store {} could not be used ({problem}); it was {fate} and a new one was started",
         path.display(),
-        moved.display()
     ));
     match try_open(&path)? {
-        Attempt::Ok(connection) => Ok(Opened { connection, path, warnings }),
+        Attempt::Ok(connection) => Ok(Opened { connection, path, quarantined, warnings }),
         Attempt::Unusable(problem) => Err(OpenError::Io {
             path,
             source: std::io::Error::other(format!("a new store is unusable: {problem}")),
@@ -153,11 +165,11 @@ fn quarantine(dir: &Path) -> std::io::Result<PathBuf> {
             _ => {}
         }
     }
-    forget_old_quarantines(dir)?;
     Ok(target)
 }
 
-fn forget_old_quarantines(dir: &Path) -> std::io::Result<()> {
+/// Keeps the newest that fit; returns their bytes.
+fn forget_old_quarantines(dir: &Path, room: u64) -> std::io::Result<u64> {
     let prefix = format!("{FILE}.corrupt-");
     let mut stamps = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -168,18 +180,24 @@ fn forget_old_quarantines(dir: &Path) -> std::io::Result<()> {
             stamps.push(stamp.to_owned());
         }
     }
-    stamps.sort_unstable();
-    let excess = stamps.len().saturating_sub(KEPT_QUARANTINED);
-    for stamp in &stamps[..excess] {
+    stamps.sort_unstable_by(|a, b| b.cmp(a));
+    let mut kept = 0;
+    for (newer, stamp) in stamps.iter().enumerate() {
         let file = dir.join(format!("{prefix}{stamp}"));
-        for suffix in ["-wal", "-shm", ""] {
-            match std::fs::remove_file(with_suffix(&file, suffix)) {
+        let parts = ["-wal", "-shm", ""].map(|suffix| with_suffix(&file, suffix));
+        let bytes: u64 = parts.iter().filter_map(|part| part.symlink_metadata().ok()).map(|m| m.len()).sum();
+        if newer < KEPT_QUARANTINED && kept + bytes <= room {
+            kept += bytes;
+            continue;
+        }
+        for part in parts {
+            match std::fs::remove_file(part) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// `reqprof.db` and `-wal` make `reqprof.db-wal`.

@@ -44,7 +44,7 @@ const ZSTD_LEVEL: i32 = 1;
 pub struct Entry {
     /// `record.profile` is set by the store, from what is stored in the end.
     pub record: RequestRecord,
-    /// CPU time that the samples stand for, ns; `None` when sampling was off.
+    /// CPU time that the samples stand for, ns: 0 when no sample hit it, `None` when samples could not be attributed.
     pub sampled_cpu_ns: Option<u64>,
     /// [`crate::profile::Profile::encode`]'s bytes.
     pub profile: Option<Vec<u8>>,
@@ -98,13 +98,14 @@ impl Writer {
     pub(super) fn start(
         connection: Connection,
         path: PathBuf,
+        quarantined: u64,
         config: &Config,
         counters: Arc<Counters>,
         pulse: Pulse,
     ) -> Result<Self, OpenError> {
         let (queue, receiver) = bounded(QUEUE);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
-        let retention = Retention::new(path.clone(), config, Arc::clone(&counters));
+        let retention = Retention::new(path.clone(), quarantined, config, Arc::clone(&counters));
         retention
             .configure(&connection)
             .map_err(|source| OpenError::Database { path: path.clone(), source })?;
@@ -117,6 +118,7 @@ impl Writer {
             batch_bytes: 0,
             max_batch_bytes: usize::try_from(config.max_bytes / 16)
                 .map_or(BATCH_PROFILE_BYTES, |share| share.min(BATCH_PROFILE_BYTES)),
+            behind: false,
             pause: None,
             pulse,
         };
@@ -171,6 +173,8 @@ struct Worker {
     batch: Vec<Entry>,
     batch_bytes: usize,
     max_batch_bytes: usize,
+    /// There is more to delete than one round does.
+    behind: bool,
     /// Set while degraded.
     pause: Option<Pause>,
     pulse: Pulse,
@@ -181,6 +185,14 @@ struct Worker {
 struct Pause {
     until: Instant,
     reason: DropReason,
+}
+
+/// What became of a batch that was committed.
+#[derive(Default)]
+struct Written {
+    rows: u64,
+    invalid: u64,
+    duplicates: u64,
 }
 
 impl Worker {
@@ -206,6 +218,9 @@ impl Worker {
                     self.write();
                     batch_until = None;
                     self.tend();
+                    while self.behind && self.pause.is_none() {
+                        self.tend();
+                    }
                     // The one who asked may have gone.
                     let _ = done.send(());
                 }
@@ -216,15 +231,24 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
+            let mut wrote = false;
             let full = self.batch.len() >= BATCH || self.batch_bytes >= self.max_batch_bytes;
             if full || batch_until.is_some_and(|until| until <= now) {
                 self.write();
                 batch_until = None;
+                wrote = true;
             }
-            if tend_at <= now {
+            // What is much to delete is deleted bit by bit: between two batches, and while nothing waits.
+            if tend_at <= now && (wrote || !self.behind || queue.is_empty()) {
                 self.tend();
-                tend_at = Instant::now() + TICK;
             }
+            tend_at = if self.behind && self.pause.is_none() {
+                now
+            } else if tend_at <= now {
+                Instant::now() + TICK
+            } else {
+                tend_at
+            };
         }
     }
 
@@ -239,11 +263,16 @@ impl Worker {
             None => self.transaction(&batch).map_err(|e| self.failed(&e)),
         };
         match result {
-            Ok(rows) => {
+            Ok(Written { rows, invalid, duplicates }) => {
                 self.counters.written.fetch_add(rows, Relaxed);
+                self.counters.drop_many(DropReason::InvalidId, invalid);
+                self.counters.drop_many(DropReason::Duplicate, duplicates);
                 self.recovered();
-                if let Err(e) = self.retention.after_batch(&mut self.connection) {
-                    self.failed(&e);
+                match self.retention.after_batch(&mut self.connection) {
+                    Ok(more) => self.behind |= more,
+                    Err(e) => {
+                        self.failed(&e);
+                    }
                 }
             }
             Err(reason) => self.counters.drop_many(reason, batch.len() as u64),
@@ -253,15 +282,16 @@ impl Worker {
         self.batch_bytes = 0;
     }
 
-    fn transaction(&mut self, batch: &[Entry]) -> rusqlite::Result<u64> {
-        let mut written = 0;
+    /// Nothing is counted before the commit: a batch that fails is counted as a whole.
+    fn transaction(&mut self, batch: &[Entry]) -> rusqlite::Result<Written> {
+        let mut written = Written::default();
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             let mut requests = tx.prepare_cached(&insert_sql())?;
             let mut profiles = tx.prepare_cached("INSERT INTO profiles (raw_bytes, data) VALUES (?, ?)")?;
             for entry in batch {
                 let Ok(id) = entry.record.id.parse::<RequestId>() else {
-                    self.counters.drop_one(DropReason::InvalidId);
+                    written.invalid += 1;
                     continue;
                 };
                 let profile = match &entry.profile {
@@ -273,9 +303,9 @@ impl Worker {
                     }
                 };
                 if row::insert(&mut requests, &entry.record, id, entry.sampled_cpu_ns, profile)? {
-                    written += 1;
+                    written.rows += 1;
                 } else {
-                    self.counters.drop_one(DropReason::Duplicate);
+                    written.duplicates += 1;
                     tx.execute("DELETE FROM profiles WHERE seq = ?", [profile])?;
                 }
             }
@@ -293,8 +323,11 @@ impl Worker {
             Some(_) => self.connection.execute("UPDATE heartbeat SET beat = beat + 1", []).map(drop),
             None => Ok(()),
         };
-        match result.and_then(|()| self.retention.tend(&mut self.connection)) {
-            Ok(()) => self.recovered(),
+        match result.and_then(|()| self.retention.round(&mut self.connection)) {
+            Ok(more) => {
+                self.behind = more;
+                self.recovered();
+            }
             Err(e) => {
                 self.failed(&e);
             }

@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: real servers, a real daemon, and a client that keeps its own books.
+//! What the tests share: real servers, a real daemon, a client that keeps its own books, the server alone, a browser.
 //!
 //! Everything a test starts ends with it: each server and daemon runs in a process group of its own, and its guard ends
 //! that group when it is dropped, also when the test fails.
@@ -9,6 +9,7 @@
     reason = "each test program is compiled with all of this and uses a part"
 )]
 
+pub mod browser;
 pub mod daemon;
 pub mod gunicorn;
 pub mod http;
@@ -16,6 +17,7 @@ pub mod load;
 pub mod process;
 pub mod python;
 pub mod reader;
+pub mod served;
 pub mod skip;
 pub mod tree;
 

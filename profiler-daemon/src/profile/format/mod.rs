@@ -68,6 +68,8 @@ pub struct Subject {
     pub trace_id: Option<String>,
     /// Start, ns since the epoch; 0 = unknown.
     pub start: i64,
+    /// Of many merged requests, how many had samples.
+    pub with_samples: Option<u64>,
 }
 
 impl Subject {
@@ -91,6 +93,7 @@ impl Subject {
             request_id: Some(record.id.clone()),
             trace_id: record.trace_id.clone(),
             start: record.start,
+            with_samples: None,
         }
     }
 }

@@ -27,9 +27,43 @@
     g.frame = frame;
     frames.push(frame);
   });
+  // Frames of servers and frameworks around the application are many rows that say little: what leads to application
+  // code, and is not called by it, can be hidden. The others keep their order and move up.
+  frames.forEach(function (frame) {
+    frame.app = frame.rect.getAttribute("class").charAt(0) === "a";
+    frame.inside = frame.app || !!frame.parent && frame.parent.inside;
+  });
+  for (var i = frames.length - 1; i > 0; i -= 1) {
+    frames[i].leads = frames[i].leads || frames[i].app;
+    frames[i].parent.leads = frames[i].parent.leads || frames[i].leads;
+  }
+  function outer(frame) { return frame.depth > 0 && frame.leads && !frame.inside; }
+  var FOLD_FROM = 4, most = 0, folded = false;
+  frames.forEach(function (frame) {
+    frame.outer = (frame.parent ? frame.parent.outer : 0) + (outer(frame) ? 1 : 0);
+    most = Math.max(most, frame.outer);
+  });
+  function hidden(frame) { return folded && outer(frame); }
+  function place() {
+    deepest = 0;
+    frames.forEach(function (frame) {
+      frame.row = frame.depth - (folded ? frame.outer : 0);
+      if (!hidden(frame)) deepest = Math.max(deepest, frame.row);
+    });
+  }
+
   var root = frames[0], zoomed = root, selected = null, flame = false, letter = 7.3;
   var input = find("#q"), found = find("#found"), reset = find("#reset"), flip = find("#flip"), tip = find("#tip");
+  var outers = find("#outer");
   svg.classList.add("live");
+  fold(most >= FOLD_FROM);
+
+  function fold(on) {
+    folded = on;
+    outers.style.display = most >= FOLD_FROM ? "" : "none";
+    outers.textContent = folded ? "Show " + most + " outer rows" : "Hide outer rows";
+    place();
+  }
 
   function width() { return svg.getBoundingClientRect().width || 1200; }
 
@@ -70,12 +104,12 @@
       var above = frame.depth < zoomed.depth && frame.x <= zoomed.x + tiny && frame.x + frame.w >= end - tiny;
       var inside = frame.depth >= zoomed.depth && frame.x >= zoomed.x - tiny && frame.x + frame.w <= end + tiny;
       var part = above ? 1 : frame.w / zoomed.w;
-      if (!(above || inside) || part * all < 0.2) {
+      if (!(above || inside) || part * all < 0.2 || hidden(frame)) {
         frame.g.style.display = "none";
         return;
       }
       var x = PAD + (100 - 2 * PAD) * (above ? 0 : (frame.x - zoomed.x) / zoomed.w);
-      var y = TOP + ROW * (flame ? deepest - frame.depth : frame.depth);
+      var y = TOP + ROW * (flame ? deepest - frame.row : frame.row);
       frame.g.style.display = "";
       frame.g.classList.toggle("above", above);
       frame.rect.setAttribute("x", x + "%");
@@ -175,7 +209,7 @@
 
   svg.addEventListener("click", function (event) {
     var frame = target(event);
-    if (frame) zoom(frame === zoomed && frame.parent ? frame.parent : frame);
+    if (frame) zoom(frame === zoomed && frame.parent ? callerOf(frame) : frame);
   });
   svg.addEventListener("mousemove", function (event) {
     var frame = target(event);
@@ -190,16 +224,37 @@
     draw();
   }
   flip.addEventListener("click", turn);
+  outers.addEventListener("click", function () {
+    fold(!folded);
+    // A hidden frame cannot be the one that fills the width.
+    if (hidden(zoomed)) zoomed = root;
+    zoom(zoomed);
+  });
+
+  // What stands below a frame, hottest first; hidden frames are passed over both ways.
+  function below(frame) {
+    var all = [];
+    frame.children.forEach(function (child) {
+      if (hidden(child)) all = all.concat(below(child)); else if (shown(child)) all.push(child);
+    });
+    return all.sort(function (a, b) { return b.w - a.w; });
+  }
+
+  function callerOf(frame) {
+    do frame = frame.parent; while (frame && hidden(frame));
+    return frame;
+  }
 
   function shown(frame) { return frame && frame.g.style.display !== "none"; }
 
   function move(key) {
     var from = selected || zoomed, to = null;
     var down = flame ? "ArrowUp" : "ArrowDown", up = flame ? "ArrowDown" : "ArrowUp";
-    if (key === down) to = from.children.filter(shown)[0];
-    else if (key === up) to = from.parent;
+    if (key === down) to = below(from)[0];
+    else if (key === up) to = callerOf(from);
     else {
-      var row = frames.filter(function (f) { return f.depth === from.depth && shown(f); });
+      var row = frames.filter(function (f) { return f.row === from.row && shown(f); });
+      row.sort(function (a, b) { return a.x - b.x; });
       to = row[row.indexOf(from) + (key === "ArrowRight" ? 1 : -1)];
     }
     if (to) {
@@ -224,7 +279,7 @@
     } else if (event.key === "Enter" && selected) {
       zoom(selected);
     } else if (event.key === "Backspace") {
-      zoom(zoomed.parent || root);
+      zoom(callerOf(zoomed) || root);
     } else if (/^Arrow/.test(event.key)) {
       move(event.key);
     } else {

@@ -155,6 +155,10 @@ impl Drawing {
             View::Cpu => "CPU time".into(),
             View::OffCpu => "off-CPU time".into(),
         });
+        if let Some(ns) = inside_application(profile) {
+            let share = percent(ns, self.total);
+            facts.push(format!("{share:.1} % in application code and what it calls"));
+        }
         if profile.truncated_samples() > 0 {
             facts.push(format!("{} samples cut", profile.truncated_samples()));
         }
@@ -192,6 +196,7 @@ impl Drawing {
              aria-label=\"Search functions and files\" spellcheck=\"false\"/>\
              <button id=\"reset\" type=\"button\">Reset zoom</button>\
              <button id=\"flip\" type=\"button\">Root at bottom</button>\
+             <button id=\"outer\" type=\"button\">Hide outer rows</button>\
              <span class=\"found\" id=\"found\" role=\"status\"></span>\
              <span class=\"keys\">click to zoom · <kbd>/</kbd> search · <kbd>←↑↓→</kbd> <kbd>Enter</kbd> move, zoom · \
              <kbd>f</kbd> flip · <kbd>Esc</kbd> reset</span></div></foreignObject>\n\
@@ -206,7 +211,24 @@ impl Drawing {
     }
 }
 
-/// The bar that says whose code the time was spent in, and its legend.
+/// Time in application code with everything that it calls; `None` where there is no such code. Its own time alone is
+/// mostly next to nothing: it is called functions that take the time.
+fn inside_application(profile: &Profile) -> Option<u64> {
+    let is_app = |node: NodeRef<'_>| !node.is_root() && Origin::of(node.function()) == Origin::App;
+    // By node: parents come first.
+    let mut inside = vec![false; profile.nodes().len()];
+    let mut sum = None;
+    for node in profile.nodes() {
+        let below = node.parent().is_some_and(|parent| inside[parent.index()]);
+        inside[node.index()] = below || is_app(node);
+        if is_app(node) && !below {
+            sum = Some(sum.unwrap_or(0_u64).saturating_add(node.total().ns));
+        }
+    }
+    sum
+}
+
+/// The bar that says whose code the time itself was spent in, callees apart, and its legend.
 fn summary(out: &mut String, profile: &Profile, total: u64) {
     let kinds = [
         (Origin::App, "a0", "application"),
@@ -216,8 +238,10 @@ fn summary(out: &mut String, profile: &Profile, total: u64) {
         (Origin::Wait, "w0", "not on CPU or unsampled"),
     ];
     let mut x = 0.0;
+    let heading = "self time:";
+    let _ = writeln!(out, "<text x=\"{PAD}%\" y=\"97\">{heading}</text>");
     // Pixels from the left margin.
-    let mut legend = 0;
+    let mut legend = heading.len() * 7 + 8;
     for (kind, class, name) in kinds {
         let own: Vec<u64> = profile
             .nodes()
@@ -320,6 +344,25 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn the_head_tells_what_the_application_causes_and_what_it_does_itself() {
+        let mut b = Builder::default();
+        let django =
+            || frame(FrameKind::Python, "get_response", "/v/lib/python3.11/site-packages/django/x.py", 1, 1);
+        let native = || frame(FrameKind::Native, "sqlite3_step", "/usr/lib/libsqlite3.so.0", 0, 0);
+        b.add(&stack(&[django(), py("view", 3), native()]), 700);
+        b.add(&stack(&[django(), py("view", 3), django(), py("inner", 3)]), 200);
+        b.add(&stack(&[django()]), 100);
+        let svg = render(&b.finish(0), &Subject::default(), View::Cpu);
+        assert!(svg.contains("90.0 % in application code and what it calls"));
+        for label in ["self time:", "application 20.0 %", "libraries 10.0 %", "native 70.0 %"] {
+            assert!(svg.contains(&format!(">{label}</text>")), "{label}");
+        }
+        let mut b = Builder::default();
+        b.add(&stack(&[django()]), 100);
+        assert!(!render(&b.finish(0), &Subject::default(), View::Cpu).contains("in application code"));
     }
 
     #[test]

@@ -183,6 +183,9 @@ impl Page {
                 profile.requests(),
                 duration(whole / profile.requests())
             );
+            if let Some(hit) = subject.with_samples {
+                let _ = write!(text, "; {hit} of them with samples");
+            }
         }
         self.field("duration", &text);
         let unsampled = profile.root().children().into_iter().find(|node| node.name() == UNSAMPLED);

@@ -40,6 +40,7 @@ pub fn render(profile: &Profile, subject: &Subject, view: View) -> Vec<u8> {
         ("status", subject.status.map(Value::from)),
         ("request_id", subject.request_id.clone().map(Value::from)),
         ("trace_id", subject.trace_id.clone().map(Value::from)),
+        ("requests_with_samples", subject.with_samples.map(Value::from)),
     ] {
         if let Some(value) = value {
             head[key] = value;

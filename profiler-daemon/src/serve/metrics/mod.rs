@@ -111,7 +111,7 @@ impl Metrics {
             )?,
             sample_rate: Gauge::new(
                 "reqprof_effective_sample_rate_hertz",
-                "Samples per second and CPU at present.",
+                "Samples per second and CPU that the timers are set to; what came of them is reqprof_samples_total.",
             )?,
             reload_successful: Gauge::new(
                 "reqprof_config_last_reload_successful",

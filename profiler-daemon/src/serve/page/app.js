@@ -5,6 +5,9 @@
 const FORMATS = ["svg", "tree", "text", "folded", "pprof", "speedscope"];
 const VIEWS = ["wall", "cpu"];
 const REFRESH_MS = 5000;
+// A list that takes long to compute is not asked for all the time.
+const PATIENCE = 10;
+const PAGE_ROWS = 100;
 
 const $ = (selector) => document.querySelector(selector);
 
@@ -23,7 +26,8 @@ function duration(ns) {
 }
 
 const bytes = (n) => (n >= 1 << 20 ? (n / (1 << 20)).toFixed(1) + " MiB" : n >= 1024 ? (n / 1024).toFixed(1) + " KiB" : n + " B");
-const moment = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
+const two = "2-digit";
+const moment = (text) => new Date(text).toLocaleString(undefined, { year: "numeric", month: two, day: two, hour: two, minute: two, second: two, fractionalSecondDigits: 3 });
 const sum = (parts) => (parts ? Object.values(parts).reduce((a, b) => a + b, 0) : null);
 
 // label, value of a row, how it is shown, number?
@@ -49,8 +53,7 @@ const TABS = {
       column("on CPU", (r) => r.on_cpu_ns, duration, true),
       column("off CPU", (r) => sum(r.off_cpu_ns), duration, true),
     ],
-    open: (r) => showRoute(r),
-    key: (r) => r.service + "\n" + r.route,
+    key: (r) => "#route/" + encodeURIComponent(r.service) + "/" + encodeURIComponent(r.route),
   },
   requests: {
     url: "/api/v1/requests",
@@ -71,8 +74,7 @@ const TABS = {
       column("outcome", (r) => r.outcome),
       column("pid", (r) => r.pid, (v) => v, true),
     ],
-    open: (r) => showRequest(r),
-    key: (r) => r.id,
+    key: (r) => "#request/" + encodeURIComponent(r.id),
   },
   targets: {
     url: "/api/v1/targets",
@@ -83,12 +85,42 @@ const TABS = {
 };
 
 const SERVER_SORTED = ["start", "duration"];
-const state = { tab: "routes", rows: [], next: null, chosen: null, view: "wall", detail: null, generation: 0 };
+const state = { tab: null, rows: [], next: null, chosen: null, view: remembered(), detail: null, generation: 0, took: 0, graph: null };
+
+// Without off-CPU time the wall view of most requests is one block, so CPU time comes first.
+function remembered() {
+  try {
+    const view = localStorage.getItem("reqprof.view");
+    return VIEWS.includes(view) ? view : "cpu";
+  } catch {
+    return "cpu";
+  }
+}
+
+function remember(view) {
+  state.view = view;
+  try {
+    localStorage.setItem("reqprof.view", view);
+  } catch {
+    // Where nothing may be stored, the choice lasts as long as the page.
+  }
+}
+
+// The API's names of what the page calls otherwise.
+const WORDS = { min_duration: "slower than", max_duration: "faster than" };
+const inWords = (text) => text.replace(/`?\b(min_duration|max_duration)\b`?/g, (_, name) => "“" + WORDS[name] + "”");
+
+async function checked(response) {
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new Error(inWords(body?.error?.message ?? "HTTP " + response.status));
+}
 
 async function ask(url) {
-  const response = await fetch(url);
-  const body = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(body?.error?.message ?? "HTTP " + response.status);
+  const begun = performance.now();
+  const response = await checked(await fetch(url));
+  const body = await response.json();
+  state.took = performance.now() - begun;
   return body;
 }
 
@@ -123,6 +155,10 @@ async function load(more = false) {
     const rows = body[state.tab];
     state.rows = more ? state.rows.concat(rows) : rows;
     state.next = body.next;
+    // Part of the rows in an order that only the page knows would look like the whole.
+    if (state.tab === "requests" && state.next && !SERVER_SORTED.includes(tab.sort.by)) {
+      tab.sort = { by: "start", down: true };
+    }
     draw();
   } catch (error) {
     if (generation === state.generation) problem(error);
@@ -177,7 +213,8 @@ function showStatus(status) {
   });
   const card = (title, rows) => {
     const cells = rows.map(([name, value]) => {
-      const shown = element("td", { textContent: words(value) });
+      const size = /bytes/.test(name) && typeof value === "number";
+      const shown = element("td", { textContent: size ? bytes(value) : words(value), title: size ? value + " B" : "" });
       const bad = value?.state === "failed" || (title === "lost" && value > 0);
       if (bad) shown.classList.add("error");
       return element("tr", {}, element("td", { textContent: /[./]/.test(name) ? name : name.replaceAll("_", " ") }), shown);
@@ -208,10 +245,14 @@ function draw() {
   const focused = document.activeElement?.dataset?.key;
   const heads = all.map((c) => {
     const chosen = tab.sort.by === c.label;
+    if (state.tab === "requests" && state.next && !SERVER_SORTED.includes(c.label)) {
+      const why = "While there are more rows, they can be sorted by start and duration only";
+      return element("th", { className: c.number ? "number" : "", scope: "col", title: why, textContent: c.label });
+    }
     const button = element("button", { type: "button", textContent: c.label + (chosen ? (tab.sort.down ? " ↓" : " ↑") : "") });
     button.onclick = () => {
       tab.sort = { by: c.label, down: chosen ? !tab.sort.down : c.number };
-      if (state.tab === "requests") load();
+      if (state.tab === "requests" && SERVER_SORTED.includes(c.label)) load();
       else draw();
     };
     const head = element("th", { className: c.number ? "number" : "", scope: "col" }, button);
@@ -231,15 +272,14 @@ function draw() {
       return cell;
     });
     const row = element("tr", {}, ...cells);
-    if (tab.open) {
+    if (tab.key) {
       const key = tab.key(r);
       row.className = key === state.chosen ? "link chosen" : "link";
       row.tabIndex = 0;
       row.dataset.key = key;
       row.onclick = () => {
-        state.chosen = key;
-        tab.open(r);
-        draw();
+        row.focus({ preventScroll: true });
+        location.hash = key;
       };
       row.onkeydown = (event) => {
         if (event.key === "Enter") row.onclick();
@@ -252,23 +292,44 @@ function draw() {
   $("#empty").hidden = rows.length > 0;
   $("#empty").textContent = tab.empty ?? "";
   $("#more").hidden = !state.next;
+  paused();
 }
 
-function describe(title, facts, base, query, profile, why) {
+// Someone who has paged further does not want to be thrown back.
+function paused() {
+  const stopped = state.rows.length > PAGE_ROWS && state.tab === "requests";
+  $("#paused").textContent = stopped ? "paused, because more than one page is shown" : "";
+  return stopped;
+}
+
+function describe(title, facts, link, base, query, profile, why) {
   state.detail = { base, query };
   $("#detail").hidden = false;
   $("#detail h2").textContent = title;
   const items = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("#detail dl").replaceChildren(...items.map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));
+  $("#related").replaceChildren(...(link ? [link] : []));
   $("#graph").hidden = !profile;
-  $("#noprofile").hidden = profile;
-  $("#noprofile").textContent = why;
+  say(profile ? "" : why, false);
   if (profile) graph();
-  else $("iframe").removeAttribute("src");
+  else clearGraph();
   $("#detail").scrollIntoView({ block: "nearest" });
 }
 
-function graph() {
+// What there is to say in place of a graph.
+function say(text, failed) {
+  $("#note").hidden = !text;
+  $("#note").textContent = text;
+  $("#note").className = failed ? "error" : "";
+}
+
+function clearGraph() {
+  state.graph?.abort();
+  state.graph = null;
+  $("#frame").replaceChildren();
+}
+
+async function graph() {
   const { base, query } = state.detail;
   const url = (format) => {
     const q = new URLSearchParams(query);
@@ -280,14 +341,35 @@ function graph() {
     ...VIEWS.map((view) => {
       const button = element("button", { type: "button", textContent: view === "wall" ? "wall time" : "CPU time", ariaPressed: String(view === state.view) });
       button.onclick = () => {
-        state.view = view;
+        remember(view);
         graph();
+        $(`.views button:nth-child(${VIEWS.indexOf(view) + 1})`).focus();
       };
       return button;
     }),
   );
   $(".downloads").replaceChildren("download:", ...FORMATS.map((format) => element("a", { href: url(format), download: "", textContent: format })));
-  $("iframe").src = url("svg");
+  clearGraph();
+  const mine = (state.graph = new AbortController());
+  say("computing …", false);
+  try {
+    // A frame shows nothing but the browser's own page when it is given an error, so the graph is asked for first. The
+    // server has it at hand then.
+    const response = await checked(await fetch(url("svg"), { signal: mine.signal }));
+    await response.arrayBuffer();
+    say("", false);
+    // A new frame each time: another address in an old one would be a step for the Back button.
+    const frame = element("iframe", { title: "Flame graph", src: url("svg") });
+    frame.setAttribute("sandbox", "allow-scripts");
+    $("#frame").replaceChildren(frame);
+  } catch (error) {
+    if (!mine.signal.aborted) say("Cannot show the flame graph: " + error.message, true);
+  }
+}
+
+function requestsOf(r) {
+  const query = new URLSearchParams({ service: r.service, route: r.route });
+  return element("a", { href: "#requests?" + query, textContent: "requests of this route" });
 }
 
 function showRequest(r) {
@@ -311,7 +393,7 @@ function showRequest(r) {
     ["id", r.id],
   ];
   const why = "No profile is stored for this request" + (r.samples === 0 ? ": it was shorter than the sampling interval. Its route's merged profile may tell more." : ".");
-  describe(`${r.method} ${r.route} ${r.status ?? r.outcome}`, facts, "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
+  describe(`${r.method} ${r.route} ${r.status ?? r.outcome}`, facts, requestsOf(r), "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
 }
 
 function showRoute(r) {
@@ -323,34 +405,109 @@ function showRoute(r) {
     ["errors", r.errors.toLocaleString()],
     ["p50, p95, p99", [r.p50_ns, r.p95_ns, r.p99_ns].map(duration).join(", ")],
     ["slowest", duration(r.max_ns)],
+    ["total duration", duration(r.total_ns)],
+    ["sampled CPU time", r.sampled_cpu_ns === null ? null : duration(r.sampled_cpu_ns)],
     ["samples", r.samples.toLocaleString()],
     ["requests with a profile", r.profiles.toLocaleString()],
   ];
-  describe(`${r.service} ${r.route}`, facts, "/api/v1/profile", query, r.profiles > 0, "No request of this route has a profile yet.");
+  describe(`${r.service} ${r.route}`, facts, requestsOf(r), "/api/v1/profile", query, r.profiles > 0, "No request of this route has a profile yet.");
 }
 
 function closeDetail() {
   state.chosen = state.detail = null;
   $("#detail").hidden = true;
-  $("iframe").removeAttribute("src");
+  clearGraph();
+}
+
+// What the address asks for: `#requests`, `#requests?service=…`, `#request/ID`, `#route/SERVICE/ROUTE`.
+function wanted() {
+  const [path, query] = location.hash.slice(1).split("?", 2);
+  let parts;
+  try {
+    parts = path.split("/").map(decodeURIComponent);
+  } catch {
+    parts = [];
+  }
+  if (parts[0] === "request" && parts.length === 2) return { tab: "requests", open: () => openRequest(parts[1]) };
+  if (parts[0] === "route" && parts.length === 3) return { tab: "routes", open: () => openRoute(parts[1], parts[2]) };
+  return { tab: Object.hasOwn(TABS, parts[0]) ? parts[0] : "routes", query };
+}
+
+async function openRequest(id) {
+  const known = state.tab === "requests" ? state.rows.find((r) => r.id === id) : null;
+  return showRequest(known ?? (await ask("/api/v1/requests/" + encodeURIComponent(id))));
+}
+
+async function openRoute(service, route) {
+  const is = (r) => r.service === service && r.route === route;
+  const query = filters();
+  query.set("service", service);
+  query.set("route", route);
+  const found = state.rows.find(is) ?? (await ask("/api/v1/routes?" + query)).routes.find(is);
+  if (!found) throw new Error("no request of this route in the time that is chosen above");
+  return showRoute(found);
+}
+
+async function open(show) {
+  const hash = location.hash;
+  state.chosen = hash;
+  try {
+    await show();
+  } catch (error) {
+    if (location.hash !== hash) return;
+    state.detail = null;
+    $("#detail").hidden = false;
+    $("#detail h2").textContent = "Nothing to show";
+    $("#detail dl").replaceChildren();
+    $("#related").replaceChildren();
+    $("#graph").hidden = true;
+    say("Cannot show this: " + error.message, true);
+  }
+  if (state.rows.length) draw();
 }
 
 function go() {
-  const wanted = location.hash.slice(1);
-  state.tab = Object.hasOwn(TABS, wanted) ? wanted : "routes";
-  state.rows = [];
-  state.next = null;
+  const { tab, query, open: show } = wanted();
+  const same = tab === state.tab;
+  state.tab = tab;
+  if (query !== undefined) {
+    const values = new URLSearchParams(query);
+    for (const field of $("#filters").elements) {
+      if (field.name && field.name !== "since") field.value = values.get(field.name) ?? "";
+    }
+  }
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === "#" + state.tab) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
+  }
+  if (!same) {
+    state.rows = [];
+    state.next = null;
+    $("#list tbody").replaceChildren();
+    $("#empty").hidden = true;
   }
   closeDetail();
   $("#filters").hidden = !TABS[state.tab].filters;
   $("#list").hidden = state.tab === "status";
   $("#status").hidden = state.tab !== "status";
-  $("#list tbody").replaceChildren();
-  $("#empty").hidden = true;
-  load();
+  if (show) open(show);
+  if (!same || query !== undefined) load();
+  else if (state.rows.length) draw();
+}
+
+// Back to the list, at the row from which one came.
+function leave() {
+  const from = state.chosen;
+  if (!from) return;
+  location.hash = "#" + state.tab;
+  [...$("#list tbody").children].find((row) => row.dataset.key === from)?.focus({ preventScroll: true });
+}
+
+async function refresh() {
+  if ($("#auto").checked && !document.hidden) {
+    await Promise.all([health(), paused() ? null : load()]);
+  }
+  setTimeout(refresh, Math.max(REFRESH_MS, PATIENCE * state.took));
 }
 
 $("#filters").onsubmit = (event) => {
@@ -359,16 +516,11 @@ $("#filters").onsubmit = (event) => {
 };
 $("#filters").onreset = () => setTimeout(load);
 $("#more").onclick = () => load(true);
-$("#close").onclick = () => {
-  closeDetail();
-  draw();
-};
+$("#close").onclick = leave;
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.ctrlKey && !event.metaKey && !event.altKey) leave();
+});
 window.onhashchange = go;
-setInterval(() => {
-  if (!$("#auto").checked || document.hidden) return;
-  health();
-  // Someone who has paged further does not want to be thrown back.
-  if (state.rows.length <= 100) load();
-}, REFRESH_MS);
+setTimeout(refresh, REFRESH_MS);
 health();
 go();

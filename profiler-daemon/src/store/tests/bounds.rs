@@ -173,7 +173,7 @@ fn measure_the_rate() {
         store.counters().bytes() as f64 / total as f64
     );
     let begin = Instant::now();
-    store.reader().routes(&Filter::default()).unwrap();
+    store.reader().routes(&Filter::default(), soon()).unwrap();
     println!("routes over {total}: {:.2} s", begin.elapsed().as_secs_f64());
     let begin = Instant::now();
     store

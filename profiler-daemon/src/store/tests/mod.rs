@@ -58,6 +58,11 @@ fn config(dir: &Path) -> Config {
     Config { max_age: Duration::MAX, ..Config::new(dir) }
 }
 
+/// Longer than any answer of a test takes.
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
 fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap()
 }

@@ -156,3 +156,47 @@ fn quarantined_files_do_not_pile_up() {
     }
     assert_eq!(quarantined(dir.path()).len(), 3);
 }
+
+#[test]
+fn quarantined_files_count_in_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = |bytes: usize| fs::write(dir.path().join("reqprof.db"), vec![b'x'; bytes]).unwrap();
+    let config = Config { max_bytes: 2 << 20, ..config(dir.path()) };
+    let reopen = |bytes: usize| {
+        broken(bytes);
+        for suffix in ["reqprof.db-wal", "reqprof.db-shm"] {
+            let _ = fs::remove_file(dir.path().join(suffix));
+        }
+        let store = Store::open(&config).unwrap();
+        store.flush();
+        (store.warnings()[0].clone(), store.counters().bytes())
+    };
+    let (warning, bytes) = reopen(600 << 10);
+    assert!(warning.contains("moved to") && bytes > 600 << 10, "{warning}, {bytes}");
+    // Both together are more than half: the older goes.
+    reopen(500 << 10);
+    let sizes: Vec<u64> = quarantined(dir.path()).iter().map(|p| p.metadata().unwrap().len()).collect();
+    assert_eq!(sizes, [500 << 10]);
+    let (warning, bytes) = reopen(1_100 << 10);
+    assert!(warning.contains("deleted") && bytes < 1 << 20, "{warning}, {bytes}");
+}
+
+#[test]
+fn a_parent_in_which_others_could_swap_the_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let parent = dir.path().join("parent");
+    fs::create_dir(&parent).unwrap();
+    let set = |mode| fs::set_permissions(&parent, fs::Permissions::from_mode(mode)).unwrap();
+    set(0o777);
+    let message = refusal(&parent.join("state"));
+    assert!(message.contains("chmod go-w") && message.contains("0777"), "{message}");
+    set(0o1777);
+    Store::open(&config(&parent.join("state"))).unwrap().close();
+    set(0o755);
+    // SAFETY: no memory is involved.
+    if unsafe { libc::geteuid() } == 0 {
+        std::os::unix::fs::chown(&parent, Some(12_345), None).unwrap();
+        let message = refusal(&parent.join("state"));
+        assert!(message.contains("belongs to uid 12345"), "{message}");
+    }
+}

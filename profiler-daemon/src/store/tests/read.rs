@@ -52,9 +52,10 @@ fn what_has_a_profile_says_so_and_the_rest_does_not() {
     assert!(reader.profile(id(1).parse().unwrap()).unwrap().is_none());
     assert!(reader.get(id(2).parse().unwrap()).unwrap().unwrap().profile);
     assert_eq!(reader.profile(id(2).parse().unwrap()).unwrap(), Some(profile));
-    let merged = reader.merged(&Filter::default()).unwrap();
+    let merged = reader.merged(&Filter::default(), soon()).unwrap();
     assert_eq!((merged.merged, merged.unreadable, merged.truncated), (3, 0, false));
-    let none = reader.merged(&Filter { service: Some("other".into()), ..Filter::default() }).unwrap();
+    let other = Filter { service: Some("other".into()), ..Filter::default() };
+    let none = reader.merged(&other, soon()).unwrap();
     assert_eq!(none.merged, 0);
 }
 
@@ -69,8 +70,74 @@ fn a_merged_profile_is_bounded_and_says_so() {
         );
     }
     store.flush();
-    let merged = store.reader().merged(&Filter::default()).unwrap();
+    let merged = store.reader().merged(&Filter::default(), soon()).unwrap();
     assert_eq!((merged.merged, merged.truncated), (2_000, true));
+}
+
+/// Request `n` of 1 ms; every tenth was hit by one sample that stands for 10 ms.
+fn short(n: u64) -> Entry {
+    let hit = n.is_multiple_of(10);
+    let duration_ns = 1_000_000;
+    let record = RequestRecord { duration_ns, samples: u64::from(hit), ..record(NEW_YEAR, n) };
+    let profile = hit.then(|| {
+        let frame = crate::profile::testing::py("view", 12);
+        let mut builder = crate::profile::Builder::default();
+        builder.add(&crate::profile::testing::stack(&[frame]), 10_000_000);
+        builder.finish(duration_ns).encode()
+    });
+    Entry { sampled_cpu_ns: Some(if hit { 10_000_000 } else { 0 }), record, profile }
+}
+
+#[test]
+fn a_merged_profile_is_also_of_the_requests_that_no_sample_hit() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    for n in 0..100 {
+        assert!(store.sender().try_send(short(n)));
+    }
+    // Not sampled at all, so its time says nothing about samples.
+    let unattributed = RequestRecord { attribution: Attribution::None, samples: 0, ..record(NEW_YEAR, 200) };
+    // Sampled, but its profile was too large to be kept.
+    let without = RequestRecord { samples: 3, ..record(NEW_YEAR, 201) };
+    for record in [unattributed, without] {
+        assert!(store.sender().try_send(Entry { sampled_cpu_ns: None, ..entry(record) }));
+    }
+    store.flush();
+    let merged = store.reader().merged(&Filter::default(), soon()).unwrap();
+    assert_eq!((merged.merged, merged.without_samples), (10, 90));
+    let profile = merged.profile;
+    assert_eq!((profile.requests(), profile.duration_ns()), (100, 100_000_000));
+    assert_eq!((profile.samples(), profile.sampled_ns()), (10, 100_000_000));
+    let half = Filter { since: Some(NEW_YEAR + 50), ..Filter::default() };
+    let merged = store.reader().merged(&half, soon()).unwrap();
+    assert_eq!((merged.profile.requests(), merged.profile.sampled_ns()), (50, 50_000_000));
+}
+
+#[test]
+fn a_cut_merged_profile_is_of_one_stretch_of_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    for n in 0..=10 * reader::MAX_MERGED as u64 {
+        while !store.sender().try_send(short(n)) {
+            store.flush();
+        }
+    }
+    store.flush();
+    let merged = store.reader().merged(&Filter::default(), soon()).unwrap();
+    assert!(merged.truncated);
+    // The newest profile is of request 20,000, the oldest that still fits of request 10.
+    assert_eq!((merged.merged, merged.profile.requests()), (2_000, 20_000 - 10 + 1));
+}
+
+#[test]
+fn a_question_that_nobody_waits_for_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    assert!(store.sender().try_send(short(0)));
+    store.flush();
+    let over = Deadline::after(Duration::ZERO);
+    assert!(matches!(store.reader().merged(&Filter::default(), over), Err(ReadError::Deadline)));
+    assert!(matches!(store.reader().routes(&Filter::default(), over), Err(ReadError::Deadline)));
 }
 
 #[test]
@@ -177,7 +244,7 @@ fn routes_add_up() {
         ..record(NEW_YEAR, 900)
     });
     let store = filled(dir.path(), records);
-    let routes = store.reader().routes(&Filter::default()).unwrap();
+    let routes = store.reader().routes(&Filter::default(), soon()).unwrap();
     let orders = RouteStats {
         service: "shop".into(),
         route: "/orders/{id}".into(),
@@ -212,5 +279,5 @@ fn routes_add_up() {
     };
     assert_eq!(routes, [orders, one.clone()]);
     let since = Filter { since: Some(NEW_YEAR + 900), ..Filter::default() };
-    assert_eq!(store.reader().routes(&since).unwrap(), [one]);
+    assert_eq!(store.reader().routes(&since, soon()).unwrap(), [one]);
 }
