@@ -124,8 +124,8 @@ impl Session {
                 // At the end of the session nobody listens any more.
                 let _ = told.send(vec![message]);
             }),
-            Box::new(move |pid| {
-                let _ = gone_out.send(Control::ProcessGone(pid));
+            Box::new(move |control| {
+                let _ = gone_out.send(control);
             }),
         );
         let kernel_stats = Arc::new(kernel.stats);
@@ -285,6 +285,7 @@ impl Gauges {
             ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
             ("correlate", "table_full", s.correlate.refused),
             ("profile", "builders_full", s.samples_without_room),
+            ("profile", "process_undecided", s.undecided),
             ("files", "queue_full", s.files_dropped),
             ("files", "write_failed", s.files_failed),
         ]

@@ -7,6 +7,7 @@ mod attribution;
 mod engine;
 pub mod http;
 mod output;
+mod rejection;
 pub mod route;
 #[cfg(test)]
 mod tests;

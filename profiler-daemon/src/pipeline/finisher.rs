@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustc_hash::FxHashMap;
 
+use super::undecided::Undecided;
 use super::{FileExporter, Message, RawSample, Stats};
 use crate::config::Globs;
 use crate::correlate::route::{Router, ServicePattern};
 use crate::correlate::{Finished, RequestKey};
 use crate::process::identity::ProcessKey;
-use crate::process::targets::Targets;
+use crate::process::targets::{Decision, Targets};
 use crate::profile::{Builder, Frame, FrameKind, Profile};
 use crate::record::{Attribution, Boundary, RequestRecord};
 use crate::serve::Metrics;
@@ -88,6 +89,7 @@ pub struct Finisher {
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
     builders: FxHashMap<RequestKey, Builder>,
+    undecided: Undecided,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
     stack: Vec<Arc<Frame>>,
@@ -112,6 +114,7 @@ impl Finisher {
             observer: None,
             recorded: false,
             builders: FxHashMap::default(),
+            undecided: Undecided::default(),
             keys: FxHashMap::default(),
             settings,
             stack: Vec::new(),
@@ -135,11 +138,14 @@ impl Finisher {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.settle();
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
                 self.publish();
             }
         }
+        self.settle();
+        self.undecided.give_up();
         self.publish();
     }
 
@@ -159,6 +165,7 @@ impl Finisher {
             s.unresolved = unresolved;
             s.finished = self.finished;
             s.filtered = self.filtered;
+            s.undecided = self.undecided.dropped();
             s.samples_without_room = self.samples_without_room;
             s.symbol_bytes = bytes;
         });
@@ -225,13 +232,38 @@ impl Finisher {
     fn finish(&mut self, finished: Finished) {
         let builder = self.builders.remove(&finished.key);
         self.finished += 1;
-        let pid = finished.pid;
-        if self.targets.is_rejected(pid) {
-            self.filtered += 1;
+        self.conclude(finished, builder);
+    }
+
+    /// Goes on with the requests whose process is decided upon by now.
+    fn settle(&mut self) {
+        if self.undecided.is_empty() {
             return;
         }
+        let targets = &self.targets;
+        let decided = |pid| !matches!(targets.decision(pid), Decision::Undecided);
+        for (finished, builder) in self.undecided.take(decided, Instant::now()) {
+            self.conclude(finished, builder);
+        }
+    }
+
+    /// A request and its samples, on their way out if the process is one of ours.
+    fn conclude(&mut self, finished: Finished, builder: Option<Builder>) {
+        let service = match self.targets.decision(finished.pid) {
+            Decision::Selected(info) => info.service.clone(),
+            Decision::Rejected => {
+                self.filtered += 1;
+                return;
+            }
+            // Nobody looks at the processes of a recording.
+            Decision::Undecided if self.recorded => Arc::from("unknown"),
+            Decision::Undecided => {
+                self.undecided.hold((finished, builder), Instant::now());
+                return;
+            }
+        };
         let builder = builder.filter(|builder| finished.attributed && builder.samples() > 0);
-        let mut record = self.record(finished, builder.as_ref());
+        let mut record = self.record(finished, builder.as_ref(), service);
         if !self.settings.routes.is_empty() && !self.settings.routes.matches(&record.route) {
             self.filtered += 1;
             return;
@@ -258,9 +290,8 @@ impl Finisher {
         }
     }
 
-    fn record(&mut self, finished: Finished, builder: Option<&Builder>) -> RequestRecord {
+    fn record(&mut self, finished: Finished, builder: Option<&Builder>, service: Arc<str>) -> RequestRecord {
         let Finished { key, pid, exchange, attributed, tail_samples, lost } = finished;
-        let service = self.targets.get(pid).map_or_else(|| Arc::from("unknown"), |info| info.service.clone());
         let (method, path, trace_id) = match &exchange.head {
             Some(head) => (
                 head.method.as_str().to_owned(),

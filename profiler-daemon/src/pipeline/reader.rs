@@ -60,6 +60,8 @@ pub struct RawSample {
 /// To the reader.
 pub enum Control {
     ProcessGone(u32),
+    /// Not selected, as it turned out.
+    ProcessRejected(u32),
     /// Takes what is in the ring, then ends.
     Stop,
 }
@@ -97,6 +99,8 @@ pub struct Reader {
     pub connections: Option<Connections>,
     pub undecodable: u64,
     pub batch: Vec<Message>,
+    /// Processes to be forgotten once what the ring holds of them is read.
+    rejected: Vec<u32>,
     audit: Audit,
 }
 
@@ -127,6 +131,7 @@ impl Reader {
             connections: None,
             undecodable: 0,
             batch: Vec::new(),
+            rejected: Vec::new(),
         }
     }
 
@@ -137,10 +142,14 @@ impl Reader {
         loop {
             match control.try_recv() {
                 Ok(Control::ProcessGone(pid)) => self.process_gone(pid),
+                Ok(Control::ProcessRejected(pid)) => self.rejected.push(pid),
                 Ok(Control::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
                 Err(TryRecvError::Empty) => {}
             }
             let drained = ring.drain(DRAIN, |bytes| self.record(bytes));
+            if drained < DRAIN {
+                self.reject();
+            }
             let now = sys::monotonic_ns();
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -218,6 +227,14 @@ impl Reader {
         self.engine.finish(&mut |output| route.output(output));
         self.tick(0);
         self.flush();
+    }
+
+    /// Forgets processes that are not selected.
+    fn reject(&mut self) {
+        for pid in std::mem::take(&mut self.rejected) {
+            let mut route = route!(self);
+            self.engine.reject(pid, &mut |output| route.output(output));
+        }
     }
 
     fn process_gone(&mut self, pid: u32) {

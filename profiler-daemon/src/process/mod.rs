@@ -8,6 +8,7 @@ pub mod identity;
 pub mod manager;
 pub mod maps;
 pub mod memory;
+mod named;
 pub mod python;
 pub mod service;
 pub mod sites;
