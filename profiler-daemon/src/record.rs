@@ -14,10 +14,11 @@ pub struct RequestRecord {
     /// The thread that received the request's first byte.
     pub tid: u32,
     pub service: String,
-    pub method: String,
+    /// `None` when no request line was seen, and so are `path` and `route`.
+    pub method: Option<String>,
     /// Without its query string; at most 1,024 bytes, invalid UTF-8 and control characters replaced.
-    pub path: String,
-    pub route: String,
+    pub path: Option<String>,
+    pub route: Option<String>,
     /// `None` when no response head was seen.
     pub status: Option<u16>,
     /// When the first byte was received. Nanoseconds since the Unix epoch; RFC 3339 in JSON.

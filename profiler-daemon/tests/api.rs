@@ -112,9 +112,9 @@ fn record(n: u64) -> RequestRecord {
         pid: 100,
         tid: 101,
         service: "shop".into(),
-        method: "GET".into(),
-        path: format!("/orders/{n}"),
-        route: "/orders/{id}".into(),
+        method: Some("GET".into()),
+        path: Some(format!("/orders/{n}")),
+        route: Some("/orders/{id}".into()),
         status: Some(200),
         start: now - 60_000_000_000 + n as i64,
         duration_ns: 20_000_000 * n,
@@ -316,8 +316,9 @@ fn too_many_questions_at_once_are_refused_and_health_is_not() {
 fn fill(daemon: &Daemon) {
     let trace_id = Some("0af7651916cd43dd8448eb211c80319c".to_owned());
     daemon.add(RequestRecord { trace_id, ..record(1) }, false);
-    daemon.add(RequestRecord { duration_ns: 60_000_000_000, method: "BREW".into(), ..record(2) }, false);
-    let route = "/a\"b\\c\nd".into();
+    daemon
+        .add(RequestRecord { duration_ns: 60_000_000_000, method: Some("BREW".into()), ..record(2) }, false);
+    let route = Some("/a\"b\\c\nd".into());
     daemon.add(RequestRecord { status: None, outcome: Outcome::Exit, route, ..record(3) }, false);
     let m = &daemon.metrics;
     m.set_samples(1_000);
@@ -411,7 +412,7 @@ fn labels_stay_few_whatever_comes() {
     let metrics = Metrics::new().unwrap();
     let mut hostile = record(1);
     for n in 0..1_000 {
-        hostile.route = format!("/{n}");
+        hostile.route = Some(format!("/{n}"));
         metrics.observe(&hostile);
     }
     for n in 0..1_000 {
@@ -434,7 +435,7 @@ fn labels_stay_few_whatever_comes() {
 #[test]
 fn the_client_shows_tables_and_passes_json_on() {
     let daemon = Daemon::start();
-    daemon.add(RequestRecord { path: "/\u{1b}]0;owned\u{7}".into(), ..record(1) }, false);
+    daemon.add(RequestRecord { path: Some("/\u{1b}]0;owned\u{7}".into()), ..record(1) }, false);
     let options = daemon.options();
     let text = |bytes: Result<Vec<u8>, ClientError>| String::from_utf8(bytes.unwrap()).unwrap();
     let query = RequestsQuery { since: Some("5m".into()), ..RequestsQuery::default() };

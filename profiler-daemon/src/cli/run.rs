@@ -236,7 +236,7 @@ fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve:
 /// What a recording saw, per service and route. Bounded: routes are, and durations are kept up to a number.
 #[derive(Default)]
 struct Summary {
-    routes: BTreeMap<(String, String), RouteSummary>,
+    routes: BTreeMap<(String, Option<String>), RouteSummary>,
     requests: u64,
     profiles: u64,
 }
@@ -278,7 +278,7 @@ impl Summary {
             };
             rows.push(vec![
                 service.clone(),
-                name.clone(),
+                name.clone().unwrap_or_else(|| "-".to_owned()),
                 route.count.to_string(),
                 route.errors.to_string(),
                 at(0.5),

@@ -264,7 +264,9 @@ impl Finisher {
         };
         let builder = builder.filter(|builder| finished.attributed && builder.samples() > 0);
         let mut record = self.record(finished, builder.as_ref(), service);
-        if !self.settings.routes.is_empty() && !self.settings.routes.matches(&record.route) {
+        if !self.settings.routes.is_empty()
+            && !record.route.as_deref().is_some_and(|route| self.settings.routes.matches(route))
+        {
             self.filtered += 1;
             return;
         }
@@ -294,13 +296,13 @@ impl Finisher {
         let Finished { key, pid, exchange, attributed, tail_samples, lost } = finished;
         let (method, path, trace_id) = match &exchange.head {
             Some(head) => (
-                head.method.as_str().to_owned(),
-                head.path.to_string(),
+                Some(head.method.as_str().to_owned()),
+                Some(head.path.to_string()),
                 head.trace_id.as_ref().map(ToString::to_string),
             ),
-            None => (String::new(), String::new(), None),
+            None => (None, None, None),
         };
-        let route = self.router.route(&service, &path);
+        let route = path.as_deref().map(|path| self.router.route(&service, path).to_string());
         let start = exchange.start as i64 + self.naming.epoch;
         RequestRecord {
             id: self.naming.id(start, key),
@@ -309,7 +311,7 @@ impl Finisher {
             service: service.to_string(),
             method,
             path,
-            route: route.to_string(),
+            route,
             status: exchange.status,
             start,
             duration_ns: exchange.end.saturating_sub(exchange.start),

@@ -71,7 +71,8 @@ pub struct Merged {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RouteStats {
     pub service: String,
-    pub route: String,
+    /// `None`: those whose request line was not seen.
+    pub route: Option<String>,
     pub count: u64,
     /// Responses with status 5xx.
     pub errors: u64,
@@ -262,17 +263,19 @@ impl Reader {
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query(params_from_iter(values))?;
         // By service, then route: looked up without copying the names of every row.
+        // A route that is not known is empty there, which no route is.
         let mut index: FxHashMap<String, FxHashMap<String, usize>> = FxHashMap::default();
         let mut sums: Vec<RouteSum> = Vec::new();
         while let Some(row) = rows.next()? {
-            let (service, route) = (borrowed(row, 0)?, borrowed(row, 1)?);
+            let (service, route) =
+                (borrowed(row, 0)?.unwrap_or_default(), borrowed(row, 1)?.unwrap_or_default());
             let known = index.get(service).and_then(|routes| routes.get(route)).copied();
             let at = known.unwrap_or_else(|| {
                 let full = sums.len() >= MAX_ROUTES;
                 let (service, route) = if full { ("_OTHER", "_OTHER") } else { (service, route) };
                 let routes = index.entry(service.to_owned()).or_default();
                 *routes.entry(route.to_owned()).or_insert_with(|| {
-                    sums.push(RouteSum::new(service, route));
+                    sums.push(RouteSum::new(service, Some(route).filter(|route| !route.is_empty())));
                     sums.len() - 1
                 })
             });
@@ -312,10 +315,10 @@ struct RouteSum {
 }
 
 impl RouteSum {
-    fn new(service: &str, route: &str) -> Self {
+    fn new(service: &str, route: Option<&str>) -> Self {
         let stats = RouteStats {
             service: service.to_owned(),
-            route: route.to_owned(),
+            route: route.map(str::to_owned),
             count: 0,
             errors: 0,
             p50_ns: 0,
@@ -373,9 +376,9 @@ impl RouteSum {
     }
 }
 
-/// A text column without copying it.
-fn borrowed<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
-    let text = row.get_ref(column)?.as_str();
+/// A text column without copying it; `None` where it is null.
+fn borrowed<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
+    let text = row.get_ref(column)?.as_str_or_null();
     text.map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
 }
 

@@ -61,6 +61,7 @@ pub struct Subject {
     /// Heading, e.g. `GET /orders/{id} 200 - 123.4 ms`.
     pub title: String,
     pub service: String,
+    /// Empty, as are the others: not known, or not one.
     pub route: String,
     pub method: String,
     pub status: Option<u16>,
@@ -79,14 +80,14 @@ impl Subject {
         Self {
             title: format!(
                 "{} {} {status} - {}.{} ms",
-                record.method,
-                record.route,
+                record.method.as_deref().unwrap_or("-"),
+                record.route.as_deref().unwrap_or("-"),
                 tenths / 10,
                 tenths % 10
             ),
             service: record.service.clone(),
-            route: record.route.clone(),
-            method: record.method.clone(),
+            route: record.route.clone().unwrap_or_default(),
+            method: record.method.clone().unwrap_or_default(),
             status: record.status,
             request_id: Some(record.id.clone()),
             trace_id: record.trace_id.clone(),

@@ -311,13 +311,13 @@ function showRequest(r) {
     ["id", r.id],
   ];
   const why = "No profile is stored for this request" + (r.samples === 0 ? ": it was shorter than the sampling interval. Its route's merged profile may tell more." : ".");
-  describe(`${r.method} ${r.route} ${r.status ?? r.outcome}`, facts, "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
+  describe(`${r.method ?? "–"} ${r.route ?? "–"} ${r.status ?? r.outcome}`, facts, "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
 }
 
 function showRoute(r) {
   const query = Object.fromEntries(filters());
   query.service = r.service;
-  query.route = r.route;
+  query.route = r.route ?? "";
   const facts = [
     ["requests", r.count.toLocaleString()],
     ["errors", r.errors.toLocaleString()],
@@ -326,7 +326,10 @@ function showRoute(r) {
     ["samples", r.samples.toLocaleString()],
     ["requests with a profile", r.profiles.toLocaleString()],
   ];
-  describe(`${r.service} ${r.route}`, facts, "/api/v1/profile", query, r.profiles > 0, "No request of this route has a profile yet.");
+  // Requests whose request line was not seen have no route to ask for.
+  const known = r.route !== null;
+  const why = known ? "No request of this route has a profile yet." : "What these requests asked for was not seen.";
+  describe(`${r.service} ${r.route ?? "–"}`, facts, "/api/v1/profile", query, known && r.profiles > 0, why);
 }
 
 function closeDetail() {
