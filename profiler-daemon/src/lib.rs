@@ -9,6 +9,7 @@ pub mod config;
 pub mod correlate;
 pub mod decode;
 pub mod export;
+pub mod percentile;
 pub mod pipeline;
 pub mod process;
 pub mod profile;

@@ -249,7 +249,8 @@ impl Gauges {
                 m.set_map(name, entries, capacity);
             }
         }
-        for (program, ns, _) in self.run_times.read() {
+        // 0 would read as "costs nothing" where the kernel does not count.
+        for (program, ns, _) in self.run_times.read().into_iter().filter(|(_, ns, _)| *ns > 0) {
             m.set_probe_seconds(program, ns as f64 / 1e9);
         }
     }

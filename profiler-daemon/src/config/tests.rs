@@ -84,6 +84,19 @@ fn a_process_is_selected_by_any_selector() {
     assert!(Selection::All.matches("x", Path::new("/x"), &[]));
 }
 
+#[test]
+fn a_second_document_is_named_by_its_line() {
+    for (text, line) in
+        [("freq: 99\n---\nfreq: 49\n", 2), ("# a\n---\nfreq: 99\n# b\n--- # again\nfreq: 49\n", 5)]
+    {
+        let error = error(text);
+        assert!(
+            error.starts_with(&format!("{line}:1: ")) && error.contains("more than one document"),
+            "{error}"
+        );
+    }
+}
+
 /// Lines and columns counted by hand.
 #[test]
 fn errors_name_the_line_and_the_column() {

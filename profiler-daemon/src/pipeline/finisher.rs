@@ -18,7 +18,7 @@ use crate::correlate::{Finished, RequestKey};
 use crate::process::identity::ProcessKey;
 use crate::process::targets::{Decision, Targets};
 use crate::profile::{Builder, Frame, FrameKind, Profile};
-use crate::record::{Attribution, Boundary, RequestRecord};
+use crate::record::{Attribution, Boundary, RequestRecord, TOO_SHORT};
 use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
@@ -271,6 +271,10 @@ impl Finisher {
             return;
         }
         let keep = u128::from(record.duration_ns) >= self.settings.min_duration.as_nanos();
+        let sampled_cpu_ns = builder.as_ref().map(Builder::sampled_ns);
+        if builder.is_some() && !keep {
+            record.note.get_or_insert_with(|| TOO_SHORT.to_owned());
+        }
         let profile = builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
         record.profile = profile.is_some();
         self.metrics.observe(&record);
@@ -285,7 +289,7 @@ impl Finisher {
         if let Some(store) = &self.store {
             // What does not fit is counted there.
             store.try_send(Entry {
-                sampled_cpu_ns: record.profile.then(|| profile.as_ref().map_or(0, |p| p.sampled_ns())),
+                sampled_cpu_ns,
                 profile: profile.as_ref().map(|profile| profile.encode()),
                 record,
             });

@@ -26,6 +26,7 @@ const MAX_EDGES: usize = 65_536;
 pub struct Builder {
     growth: Growth,
     samples: u64,
+    sampled_ns: u64,
     /// The frames whose addresses `edges` and `path` use. Holding them keeps an address from being reused.
     kept: FxHashMap<usize, Arc<Frame>>,
     /// (node, address of a frame) to the child node.
@@ -40,6 +41,7 @@ impl Builder {
     pub fn add(&mut self, stack: &[Arc<Frame>], weight: u64) {
         let cost = Cost { ns: weight, samples: 1 };
         self.samples = self.samples.saturating_add(1);
+        self.sampled_ns = self.sampled_ns.saturating_add(weight);
         if self.edges.len() >= MAX_EDGES {
             self.kept.clear();
             self.edges.clear();
@@ -78,6 +80,11 @@ impl Builder {
     /// Samples added so far.
     pub fn samples(&self) -> u64 {
         self.samples
+    }
+
+    /// CPU time that they stand for, ns.
+    pub fn sampled_ns(&self) -> u64 {
+        self.sampled_ns
     }
 
     /// `duration`: the request's, ns; what the samples do not cover is shown as `[unsampled]` in the wall view.

@@ -16,10 +16,11 @@ use serde::Serialize;
 
 use super::counters::Counters;
 use super::filter::{BadCursor, Cursor, Filter, RequestId, Sort};
-use super::row::{self, natural};
+use super::row::{self, named, natural};
 use super::writer::MAX_PROFILE_BYTES;
+use crate::percentile::nearest_rank;
 use crate::profile::{DecodeError, Profile};
-use crate::record::{OffCpu, RequestRecord};
+use crate::record::{OffCpu, Outcome, RequestRecord, is_error};
 
 /// Queries that run at the same time; a query keeps one core busy.
 const CONNECTIONS: usize = 4;
@@ -74,7 +75,7 @@ pub struct RouteStats {
     /// `None`: those whose request line was not seen.
     pub route: Option<String>,
     pub count: u64,
-    /// Responses with status 5xx.
+    /// See [`is_error`].
     pub errors: u64,
     pub p50_ns: u64,
     pub p95_ns: u64,
@@ -257,7 +258,7 @@ impl Reader {
         let (condition, values) = filter.sql();
         let sql = format!(
             "SELECT service, route, status, duration_ns, on_cpu_ns, off_network, off_disk, off_lock, off_gil, \
-             off_sleep, off_other, sampled_cpu_ns, samples, profile FROM requests WHERE {condition}"
+             off_sleep, off_other, sampled_cpu_ns, samples, profile, outcome FROM requests WHERE {condition}"
         );
         let connection = self.borrow()?;
         let mut statement = connection.prepare_cached(&sql)?;
@@ -340,7 +341,7 @@ impl RouteSum {
         let duration = natural(row, 3)?;
         self.durations.push(duration);
         s.count += 1;
-        s.errors += u64::from(matches!(row.get(2)?, Some(500..=599_u16)));
+        s.errors += u64::from(is_error(row.get(2)?, named(row, 14, Outcome::from_name)?));
         s.total_ns = s.total_ns.saturating_add(duration);
         s.max_ns = s.max_ns.max(duration);
         add_known(&mut s.on_cpu_ns, row, 4)?;
@@ -366,10 +367,7 @@ impl RouteSum {
 
     fn finish(mut self) -> RouteStats {
         self.durations.sort_unstable();
-        let rank = |percent: usize| {
-            let nearest = (self.durations.len() * percent).div_ceil(100);
-            self.durations.get(nearest.saturating_sub(1)).copied().unwrap_or(0)
-        };
+        let rank = |percent| nearest_rank(&self.durations, percent);
         let (p50, p95, p99) = (rank(50), rank(95), rank(99));
         (self.stats.p50_ns, self.stats.p95_ns, self.stats.p99_ns) = (p50, p95, p99);
         self.stats

@@ -96,6 +96,27 @@ impl Subject {
     }
 }
 
+/// Formats that have a name and an extension, but no writer in this version.
+const PLANNED: [(&str, &str); 7] = [
+    ("html", "html"),
+    ("callgrind", "callgrind"),
+    ("pstats", "pstats"),
+    ("pyisession", "pyisession"),
+    ("firefox", "firefox.json"),
+    ("chrome", "chrome.json"),
+    ("otlp", "otlp"),
+];
+
+/// The planned format of this name, or of a file with this extension.
+pub fn planned(text: &str) -> Option<&'static str> {
+    let lower = text.to_ascii_lowercase();
+    let is = |(name, extension): &&(&str, &str)| {
+        lower == *name
+            || lower.strip_suffix(extension).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.'))
+    };
+    PLANNED.iter().find(is).map(|(name, _)| *name)
+}
+
 impl Format {
     /// Every format that can be written.
     pub const ALL: [Self; 6] =

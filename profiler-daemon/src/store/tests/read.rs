@@ -164,6 +164,7 @@ fn routes_add_up() {
         .map(|n| RequestRecord {
             duration_ns: n * 77 % 200 + 1,
             status: Some(if n < 3 { 500 } else { 404 }),
+            outcome: if n == 150 { Outcome::Aborted } else { Outcome::Complete },
             on_cpu_ns: (n < 2).then_some(10 + n),
             off_cpu_ns: if n < 2 { off(5, n) } else { None },
             ..record(NEW_YEAR, n)
@@ -183,7 +184,7 @@ fn routes_add_up() {
         service: "shop".into(),
         route: Some("/orders/{id}".into()),
         count: 200,
-        errors: 3,
+        errors: 4,
         p50_ns: 100,
         p95_ns: 190,
         p99_ns: 198,
