@@ -12,10 +12,11 @@ use super::args::{DaemonArgs, RecordArgs};
 use super::{CliError, ExitCode, client, output};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::ProfileDir;
+use crate::percentile::nearest_rank;
 use crate::pipeline::{FileExporter, Stats};
-use crate::record::{Outcome, RequestRecord};
+use crate::record::RequestRecord;
 use crate::serve;
-use crate::session::{Outputs, Session, StartError};
+use crate::session::{Gauges, Outputs, Session, StartError};
 use crate::store::{self, Store};
 
 /// How often metrics are brought up to date.
@@ -39,7 +40,7 @@ fn log_to_stderr(format: LogFormat) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Only fails when a logger is set already, as in tests.
     let _ = match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => builder.with_ansi(output::stderr_has_colors()).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
 }
@@ -100,6 +101,22 @@ fn file_exporter(config: &Config, stats: &Stats) -> Result<Option<FileExporter>,
         .map_err(|e| CliError::runtime(format!("starting a thread: {e}")))
 }
 
+fn open_store(config: &Config) -> Result<Store, CliError> {
+    Store::open(&store::Config {
+        dir: config.store.dir.clone(),
+        max_bytes: config.store.max_size,
+        max_age: config.store.max_age,
+    })
+    .map_err(|e| CliError::runtime(e.to_string()))
+}
+
+fn listen(config: &Config) -> Result<std::net::TcpListener, CliError> {
+    std::net::TcpListener::bind(config.listen).map_err(|e| {
+        CliError::runtime(format!("listening on {}: {e}", config.listen))
+            .with_remedy("stop what listens there, or choose another address with --listen")
+    })
+}
+
 /// `reqprof daemon`.
 pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     let config = args.settings.to_config()?;
@@ -107,16 +124,8 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     need_root()?;
     private_files();
     log_to_stderr(config.log_format);
-    let store = Store::open(&store::Config {
-        dir: config.store.dir.clone(),
-        max_bytes: config.store.max_size,
-        max_age: config.store.max_age,
-    })
-    .map_err(|e| CliError::runtime(e.to_string()))?;
-    let listener = std::net::TcpListener::bind(config.listen).map_err(|e| {
-        CliError::runtime(format!("listening on {}: {e}", config.listen))
-            .with_remedy("stop what listens there, or choose another address with --listen")
-    })?;
+    let store = open_store(&config)?;
+    let listener = listen(&config)?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
     let outputs = Outputs {
@@ -145,9 +154,6 @@ async fn serve_until_told(
     session: Arc<Session>,
 ) -> Result<ExitCode, CliError> {
     let failed = |what: &str, e: std::io::Error| CliError::runtime(format!("{what}: {e}"));
-    listener.set_nonblocking(true).map_err(|e| failed("the listener", e))?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| failed("the listener", e))?;
-    let address = listener.local_addr().map_err(|e| failed("the listener", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("signals", e))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("signals", e))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("signals", e))?;
@@ -156,23 +162,7 @@ async fn serve_until_told(
     gauges.metrics.set_sample_rate(f64::from(config.freq));
     gauges.metrics.set_reload_successful(true);
     let reload = reloader(args, config, &session);
-    let context = serve::Context {
-        store: store.reader(),
-        metrics: gauges.metrics.clone(),
-        status: report(&gauges, |g| g.status()),
-        targets: report(&gauges, |g| g.target_list()),
-        ready: {
-            let gauges = gauges.clone();
-            Arc::new(move || gauges.ready())
-        },
-        reload: reload.clone(),
-    };
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve::serve(listener, context, async {
-        // Also when the sender is dropped.
-        let _ = stopped.await;
-    }));
-    tracing::info!("ready; the page is at http://{address}/");
+    let server = Server::start(listener, store, &gauges, reload.clone())?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut refresh = tokio::time::interval(REFRESH);
@@ -195,15 +185,58 @@ async fn serve_until_told(
         }
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let _ = stop.send(());
-    let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
+    server.stop().await;
     drop(reload);
     Ok(code)
 }
 
+/// Page, API and metrics of a session.
+struct Server {
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    fn start(
+        listener: std::net::TcpListener,
+        store: &Store,
+        gauges: &Arc<Gauges>,
+        reload: serve::Check,
+    ) -> Result<Self, CliError> {
+        let failed = |e: std::io::Error| CliError::runtime(format!("the listener: {e}"));
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let context = serve::Context {
+            store: store.reader(),
+            metrics: gauges.metrics.clone(),
+            status: report(gauges, |g| g.status()),
+            targets: report(gauges, |g| g.target_list()),
+            ready: {
+                let gauges = gauges.clone();
+                Arc::new(move || gauges.ready())
+            },
+            reload,
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(serve::serve(listener, context, async {
+            // Also when the sender is dropped.
+            let _ = stopped.await;
+        }));
+        tracing::info!("ready; the page is at http://{address}/");
+        Ok(Self { stop, task })
+    }
+
+    async fn stop(self) {
+        // It may have ended by itself.
+        let _ = self.stop.send(());
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.task).await;
+    }
+}
+
 fn report(
-    gauges: &Arc<crate::session::Gauges>,
-    ask: impl Fn(&crate::session::Gauges) -> serde_json::Value + Send + Sync + 'static,
+    gauges: &Arc<Gauges>,
+    ask: impl Fn(&Gauges) -> serde_json::Value + Send + Sync + 'static,
 ) -> serve::Report {
     let gauges = gauges.clone();
     Arc::new(move || ask(&gauges))
@@ -259,8 +292,7 @@ impl Summary {
         self.profiles += u64::from(profile);
         let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
         route.count += 1;
-        let failed = record.status.is_some_and(|s| s >= 500) || record.outcome != Outcome::Complete;
-        route.errors += u64::from(failed);
+        route.errors += u64::from(record.is_error());
         route.samples += record.samples;
         if route.durations.len() < DURATIONS_MAX {
             route.durations.push(record.duration_ns);
@@ -271,19 +303,15 @@ impl Summary {
         let mut rows = Vec::new();
         for ((service, name), route) in &mut self.routes {
             route.durations.sort_unstable();
-            let at = |q: f64| {
-                let last = route.durations.len().saturating_sub(1);
-                let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
-                format!("{:.1} ms", ns as f64 / 1e6)
-            };
+            let at = |percent| format!("{:.1} ms", nearest_rank(&route.durations, percent) as f64 / 1e6);
             rows.push(vec![
                 service.clone(),
                 name.clone().unwrap_or_else(|| "-".to_owned()),
                 route.count.to_string(),
                 route.errors.to_string(),
-                at(0.5),
-                at(0.95),
-                at(0.99),
+                at(50),
+                at(95),
+                at(99),
                 route.samples.to_string(),
             ]);
         }
@@ -306,11 +334,14 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         PathBuf::from(format!("reqprof-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S")))
     });
     let directory = directory.clone();
+    let store = args.stores().then(|| open_store(&config)).transpose()?;
+    let listener = args.serves().then(|| listen(&config)).transpose()?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
     let summary = Arc::new(Mutex::new(Summary::default()));
     let seen = summary.clone();
     let outputs = Outputs {
+        store: store.as_ref().map(Store::sender),
         files: files.clone(),
         observer: Some(Box::new(move |record, profile| {
             seen.lock().unwrap_or_else(PoisonError::into_inner).add(record, profile.is_some());
@@ -319,26 +350,57 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     };
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
-    let code = runtime()?.block_on(record_until_over(args, &session))?;
+    gauges.metrics.set_sample_rate(f64::from(config.freq));
+    let code = runtime()?.block_on(async {
+        let server = match (listener, &store) {
+            (Some(listener), Some(store)) => Some(serve_recording(listener, store, &gauges)?),
+            _ => None,
+        };
+        let code = record_until_over(args, &session).await;
+        if let Some(server) = server {
+            server.stop().await;
+        }
+        code
+    })?;
     session.stop();
     if let Some(files) = files {
         files.finish();
+    }
+    if let Some(store) = store {
+        store.close();
     }
     let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
     output::stdout(summary.table().as_bytes())?;
     let counts = gauges.stats.snapshot();
     let unwritten = counts.files_dropped + counts.files_failed;
-    let mut note = format!(
-        "{} requests, {} with samples; profiles are in {}\n",
-        summary.requests,
-        summary.profiles,
-        directory.display()
-    );
-    if unwritten > 0 {
-        note.push_str(&format!("{unwritten} profiles could not be written\n"));
+    if std::io::stderr().is_terminal() {
+        let (requests, profiles) = (summary.requests, summary.profiles);
+        let place = directory.display();
+        anstream::eprintln!("{requests} requests, {profiles} with samples; profiles are in {place}");
     }
-    anstream::eprint!("{note}");
+    if unwritten > 0 {
+        return Err(CliError::runtime(format!("{unwritten} profiles could not be written")));
+    }
     Ok(code)
+}
+
+/// Page, API and metrics while a recording lasts.
+fn serve_recording(
+    listener: std::net::TcpListener,
+    store: &Store,
+    gauges: &Arc<Gauges>,
+) -> Result<Server, CliError> {
+    let fresh = Arc::downgrade(gauges);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(REFRESH);
+        loop {
+            tick.tick().await;
+            let Some(gauges) = fresh.upgrade() else { return };
+            // Only fails when the runtime ends.
+            let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
+        }
+    });
+    Server::start(listener, store, gauges, Arc::new(|| Err("a recording keeps its settings".to_owned())))
 }
 
 async fn record_until_over(args: &RecordArgs, session: &Session) -> Result<ExitCode, CliError> {
