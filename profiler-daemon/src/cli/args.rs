@@ -50,8 +50,8 @@ pub enum Command {
         reqprof record -d 30s -o profiles\n  \
         reqprof record --pid 4711 --format speedscope -o profiles\n  \
         reqprof record -o profiles -- gunicorn shop.wsgi\n\n\
-        Without -o, a directory reqprof-DATE-TIME is made in the current one. A store is kept only when one of \n\
-        the --store flags or --listen is given, and page and API are served only with --listen.")]
+        Without -o, a directory reqprof-DATE-TIME is made in the current one. A store is kept only when one of the \
+        --store flags or --listen is given; page and API are served only with --listen.")]
     Record(RecordArgs),
     /// List requests of a running daemon
     #[command(after_help = "Examples:\n  \

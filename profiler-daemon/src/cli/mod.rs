@@ -97,8 +97,9 @@ fn man() -> Result<Vec<u8>, CliError> {
         man.render_extra_section(&mut parts).map_err(failed)?;
         page.extend(subsections(&String::from_utf8_lossy(&parts)).into_bytes());
     }
-    page.extend_from_slice(b".SH NOTES\n");
-    whole.render_extra_section(&mut page).map_err(failed)?;
+    let mut notes = Vec::new();
+    whole.render_extra_section(&mut notes).map_err(failed)?;
+    page.extend(String::from_utf8_lossy(&notes).replace(".SH EXTRA", ".SH NOTES").into_bytes());
     whole.render_version_section(&mut page).map_err(failed)?;
     Ok(page)
 }
@@ -110,7 +111,9 @@ fn name_aliases(arg: clap::Arg) -> clap::Arg {
     arg.help(format!("{help} (also {})", names.join(", ")))
 }
 
+/// Sections as parts of another one.
 fn subsections(sections: &str) -> String {
+    let sections = sections.replace(".SH EXTRA", ".SH NOTES");
     sections
         .lines()
         .map(|line| line.replacen(".SH ", ".SS ", usize::from(line.starts_with(".SH "))) + "\n")
