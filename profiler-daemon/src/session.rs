@@ -29,6 +29,9 @@ use crate::store;
 /// Process events on their way to the manager; when it is behind, the next scan finds what it missed.
 const MANAGER_QUEUE: usize = 8192;
 
+/// Whether the kernel counts the time in BPF programs.
+const STATS_SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
 /// A session could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -250,7 +253,8 @@ impl Gauges {
             }
         }
         // 0 would read as "costs nothing" where the kernel does not count.
-        for (program, ns, _) in self.run_times.read().into_iter().filter(|(_, ns, _)| *ns > 0) {
+        let counts = std::fs::read_to_string(STATS_SWITCH).is_ok_and(|text| text.trim() != "0");
+        for (program, ns, _) in self.run_times.read().into_iter().filter(|(_, ns, _)| counts || *ns > 0) {
             m.set_probe_seconds(program, ns as f64 / 1e9);
         }
     }

@@ -3,7 +3,11 @@
 //! Everything a test starts ends with it: each server and daemon runs in a process group of its own, and its guard ends
 //! that group when it is dropped, also when the test fails.
 
-#![allow(dead_code, reason = "each test program is compiled with all of this and uses a part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program is compiled with all of this and uses a part"
+)]
 
 pub mod daemon;
 pub mod gunicorn;
