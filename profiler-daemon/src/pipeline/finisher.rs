@@ -341,3 +341,6 @@ impl Finisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
