@@ -98,9 +98,9 @@ pub(crate) mod tests {
             pid: 4711,
             tid: 4712,
             service: "shop".into(),
-            method: method.into(),
-            path: path.into(),
-            route: "/orders/{id}".into(),
+            method: Some(method.into()),
+            path: Some(path.into()),
+            route: Some("/orders/{id}".into()),
             status: Some(200),
             // 2023-11-14T22:13:20Z and a half.
             start: 1_700_000_000_500_000_000,

@@ -10,6 +10,7 @@ pub mod correlate;
 pub mod decode;
 pub mod export;
 pub mod health;
+pub mod percentile;
 pub mod pipeline;
 pub mod process;
 pub mod profile;

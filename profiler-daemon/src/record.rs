@@ -14,10 +14,11 @@ pub struct RequestRecord {
     /// The thread that received the request's first byte.
     pub tid: u32,
     pub service: String,
-    pub method: String,
+    /// `None` when no request line was seen, and so are `path` and `route`.
+    pub method: Option<String>,
     /// Without its query string; at most 1,024 bytes, invalid UTF-8 and control characters replaced.
-    pub path: String,
-    pub route: String,
+    pub path: Option<String>,
+    pub route: Option<String>,
     /// `None` when no response head was seen.
     pub status: Option<u16>,
     /// When the first byte was received. Nanoseconds since the Unix epoch; RFC 3339 in JSON.
@@ -49,6 +50,23 @@ pub struct RequestRecord {
     pub trace_id: Option<String>,
     /// Whether a profile is stored.
     pub profile: bool,
+}
+
+/// The `note` of a request that has samples, but no profile because it was too short.
+pub const TOO_SHORT: &str = "profile left out: shorter than min_duration";
+
+impl RequestRecord {
+    /// Whether it counts as an error.
+    pub fn is_error(&self) -> bool {
+        is_error(self.status, self.outcome)
+    }
+}
+
+/// What counts as an error, wherever errors are counted: a server's error (5xx), or no whole response. A client's
+/// error (4xx) is an answer, and so is a change of protocol.
+pub fn is_error(status: Option<u16>, outcome: Outcome) -> bool {
+    matches!(status, Some(500..=599))
+        || matches!(outcome, Outcome::Aborted | Outcome::Exit | Outcome::Incomplete)
 }
 
 /// Off-CPU time by reason, ns.
@@ -101,6 +119,9 @@ pub enum Outcome {
 macro_rules! names {
     ($type:ty { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The name used in JSON, in the store and as a label.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
@@ -132,5 +153,27 @@ mod rfc3339 {
         let text = String::deserialize(d)?;
         let t: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
         i64::try_from(t.as_nanosecond()).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, is_error};
+
+    #[test]
+    fn errors_are_what_the_server_did_not_do() {
+        for (status, outcome, error) in [
+            (Some(200), Outcome::Complete, false),
+            (Some(404), Outcome::Complete, false),
+            (Some(500), Outcome::Complete, true),
+            (Some(599), Outcome::Complete, true),
+            (Some(600), Outcome::Complete, false),
+            (Some(101), Outcome::Upgraded, false),
+            (Some(200), Outcome::Aborted, true),
+            (None, Outcome::Exit, true),
+            (Some(200), Outcome::Incomplete, true),
+        ] {
+            assert_eq!(is_error(status, outcome), error, "{status:?} {outcome:?}");
+        }
     }
 }

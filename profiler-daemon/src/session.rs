@@ -40,6 +40,9 @@ const TELL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a stage may take to end. All together stay below the 90 s after which a service manager kills.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
+/// Whether the kernel counts the time in BPF programs.
+const STATS_SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
 /// A session could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -137,8 +140,8 @@ impl Session {
                 // At the end of the session nobody listens any more.
                 let _ = told.send(vec![message]);
             }),
-            Box::new(move |pid| {
-                let _ = gone_out.send(Control::ProcessGone(pid));
+            Box::new(move |control| {
+                let _ = gone_out.send(control);
             }),
         );
         let kernel_stats = Arc::new(kernel.stats);
@@ -278,7 +281,9 @@ impl Gauges {
                 m.set_map(name, entries, capacity);
             }
         }
-        for (program, ns, _) in self.run_times.read() {
+        // 0 would read as "costs nothing" where the kernel does not count.
+        let counts = std::fs::read_to_string(STATS_SWITCH).is_ok_and(|text| text.trim() != "0");
+        for (program, ns, _) in self.run_times.read().into_iter().filter(|(_, ns, _)| counts || *ns > 0) {
             m.set_probe_seconds(program, ns as f64 / 1e9);
         }
     }
@@ -317,6 +322,7 @@ impl Gauges {
             ("profile", "builders_full", s.samples_without_room),
             ("profile", "nodes_full", s.samples_folded),
             ("process", "unanswered", PATIENCE.report().late),
+            ("profile", "process_undecided", s.undecided),
             ("files", "queue_full", s.files_dropped),
             ("files", "write_failed", s.files_failed),
         ]

@@ -159,6 +159,9 @@ fn bad_questions_get_an_error_that_says_what_is_wrong() {
         ("/api/v1/status?x=1", 400, "unknown_parameter"),
         ("/api/v1/profile?format=docx", 400, "unknown_format"),
         ("/api/v1/profile?format=pstats", 400, "format_unavailable"),
+        ("/api/v1/diff?a=x&b=y", 404, "endpoint_unavailable"),
+        ("/api/v1/captures", 404, "endpoint_unavailable"),
+        ("/api/v1/captures/1", 404, "endpoint_unavailable"),
         ("/api/v1/profile?view=offcpu", 409, "view_unavailable"),
         ("/api/v1/requests/000000000000000000000001/profile?view=offcpu", 409, "view_unavailable"),
     ] {
@@ -181,6 +184,52 @@ fn bad_questions_get_an_error_that_says_what_is_wrong() {
     let (status, _, body) =
         daemon.raw(&format!("DELETE /api/v1/requests HTTP/1.1\nhost: {}", daemon.address));
     assert_eq!((status, code(&body).as_str()), (405, "method_not_allowed"));
+}
+
+#[test]
+fn a_request_without_samples_has_a_tree_and_one_without_a_profile_a_reason() {
+    let daemon = Daemon::start();
+    daemon.add(RequestRecord { samples: 0, ..record(1) }, false);
+    daemon.add(RequestRecord { note: Some(profiler_daemon::record::TOO_SHORT.into()), ..record(2) }, false);
+    daemon.add(record(3), false);
+    let path = |n: u64| format!("/api/v1/requests/{n:024x}/profile");
+    let tree = daemon.json(&path(1));
+    assert_eq!((&tree["duration_ns"], &tree["samples"]), (&json!(20_000_000), &json!(0)));
+    let only = &tree["children"][0];
+    assert_eq!((&only["name"], &only["self_ns"]), (&json!("[unsampled]"), &json!(20_000_000)));
+    for (n, reason) in [(2, "was shorter than min_duration"), (3, "or the store had no room")] {
+        let (status, _, body) = daemon.get(&path(n));
+        assert_eq!((status, code(&body).as_str()), (404, "not_found"));
+        assert!(body.contains(reason), "{body}");
+    }
+    let text = client::show(&daemon.options(), &format!("{:024x}", 1), "wall").unwrap();
+    assert!(String::from_utf8(text).unwrap().contains("[unsampled]"));
+}
+
+#[test]
+fn requests_that_asked_for_nothing_known_are_a_group_of_their_own() {
+    let daemon = Daemon::start();
+    let unseen = |n| RequestRecord {
+        method: None,
+        path: None,
+        route: None,
+        outcome: Outcome::Incomplete,
+        ..record(n)
+    };
+    daemon.add(record(1), false);
+    daemon.add(unseen(2), false);
+    daemon.add(unseen(3), false);
+    let one = daemon.json(&format!("/api/v1/requests/{:024x}", 2));
+    assert_eq!((&one["method"], &one["path"], &one["route"]), (&Value::Null, &Value::Null, &Value::Null));
+    let routes = daemon.json("/api/v1/routes");
+    assert_eq!((&routes["routes"][0]["route"], &routes["routes"][0]["count"]), (&Value::Null, &json!(2)));
+    assert_eq!((&routes["routes"][0]["errors"], &routes["routes"][1]["errors"]), (&json!(2), &json!(0)));
+    let table = client::routes(&daemon.options(), &RequestsQuery::default()).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.lines().any(|line| line.split_whitespace().take(3).eq(["shop", "-", "2"])), "{table}");
+    let series = "http_request_method=\"_OTHER\",http_route=\"_OTHER\",http_response_status_code=\"200\"";
+    let count = format!("duration_seconds_count{{service_name=\"shop\",{series}}} 2");
+    assert!(daemon.get("/metrics").2.contains(&count));
 }
 
 #[test]
@@ -286,8 +335,9 @@ fn too_many_questions_at_once_are_refused_and_health_is_not() {
 fn fill(daemon: &Daemon) {
     let trace_id = Some("0af7651916cd43dd8448eb211c80319c".to_owned());
     daemon.add(RequestRecord { trace_id, ..record(1) }, false);
-    daemon.add(RequestRecord { duration_ns: 60_000_000_000, method: "BREW".into(), ..record(2) }, false);
-    let route = "/a\"b\\c\nd".into();
+    daemon
+        .add(RequestRecord { duration_ns: 60_000_000_000, method: Some("BREW".into()), ..record(2) }, false);
+    let route = Some("/a\"b\\c\nd".into());
     daemon.add(RequestRecord { status: None, outcome: Outcome::Exit, route, ..record(3) }, false);
     let m = &daemon.metrics;
     m.set_samples(1_000);
@@ -321,6 +371,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
         duration("count", "GET", r#"/a\"b\\c\nd"#, "", "", 1),
         r#"reqprof_requests_total{outcome="complete"} 2"#.to_owned(),
         r#"reqprof_requests_total{outcome="exit"} 1"#.to_owned(),
+        r#"reqprof_requests_total{outcome="upgraded"} 0"#.to_owned(),
         "reqprof_samples_total 1000".to_owned(),
         r#"reqprof_samples_unattributed_total{reason="idle"} 30"#.to_owned(),
         r#"reqprof_events_lost_total{stage="ring",reason="full"} 2"#.to_owned(),
@@ -381,7 +432,7 @@ fn labels_stay_few_whatever_comes() {
     let metrics = Metrics::new().unwrap();
     let mut hostile = record(1);
     for n in 0..1_000 {
-        hostile.route = format!("/{n}");
+        hostile.route = Some(format!("/{n}"));
         metrics.observe(&hostile);
     }
     for n in 0..1_000 {
@@ -404,7 +455,7 @@ fn labels_stay_few_whatever_comes() {
 #[test]
 fn the_client_shows_tables_and_passes_json_on() {
     let daemon = Daemon::start();
-    daemon.add(RequestRecord { path: "/\u{1b}]0;owned\u{7}".into(), ..record(1) }, false);
+    daemon.add(RequestRecord { path: Some("/\u{1b}]0;owned\u{7}".into()), ..record(1) }, false);
     let options = daemon.options();
     let text = |bytes: Result<Vec<u8>, ClientError>| String::from_utf8(bytes.unwrap()).unwrap();
     let query = RequestsQuery { since: Some("5m".into()), ..RequestsQuery::default() };

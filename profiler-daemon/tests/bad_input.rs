@@ -279,3 +279,36 @@ fn a_server_killed_as_a_whole_ends_its_requests() {
     wait_for("the targets to be forgotten", || daemon.target_pids().is_empty().then_some(()));
     assert!(daemon.is_running());
 }
+
+/// Answers whatever it is sent, as servers of HTTP/0.9 did.
+const ANSWERS_ANYTHING: &str = "
+import socket, sys
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+while True:
+    client, _ = listener.accept()
+    client.recv(100)
+    client.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok')
+    client.close()
+";
+
+#[test]
+fn what_was_not_asked_to_the_end_is_not_made_up() {
+    let Some(python) = support::any_python("what_was_not_asked_to_the_end_is_not_made_up") else { return };
+    let port = free_port();
+    let server =
+        Group::spawn(Command::new(&python.program).args(["-c", ANSWERS_ANYTHING, &port.to_string()]));
+    wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
+    let daemon = Daemon::start(&["--pid", &server.pid().to_string()]);
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.write_all(b"GET /x").expect("sent");
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).expect("an answer");
+    assert!(answer.ends_with("ok"), "{answer}");
+    let record = wait_for("a record", || daemon.records("").into_iter().next());
+    for field in ["method", "path", "route"] {
+        assert!(record[field].is_null(), "{record:#}");
+    }
+    assert_eq!((&record["status"], &record["outcome"]), (&200.into(), &"incomplete".into()), "{record:#}");
+    let routes = daemon.json("/api/v1/routes");
+    assert!(routes["routes"][0]["route"].is_null() && routes["routes"][0]["errors"] == 1, "{routes:#}");
+}

@@ -50,6 +50,12 @@ fn wrong_arguments_end_with_2_and_nothing_on_stdout() {
         &["export", "-o", "x.svg"],
         &["check-config"],
         &["--color", "sometimes", "man"],
+        &["diff", "a", "b", "--json"],
+        &["capture", "--route", "/x", "--next", "100"],
+        &["record", "--pid", "1", "--", "true"],
+        &["record", "--all", "--", "true"],
+        &["export", "0123456789abcdef01234567", "-o", "x.html"],
+        &["export", "0123456789abcdef01234567", "-f", "html", "-o", "x"],
     ] {
         let output = reqprof(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
@@ -64,6 +70,36 @@ fn an_error_names_the_value_and_the_reason() {
     assert!(stderr(&output).contains("`soon`: not a duration"), "{}", stderr(&output));
     let output = reqprof(&["daemon", "--prof-file", "a/{path}"]);
     assert!(stderr(&output).contains("'/' is not allowed in a file name"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_planned_says_so() {
+    let id = "0123456789abcdef01234567";
+    for arguments in [
+        &["diff", id, id][..],
+        &["capture", "--next", "1"],
+        &["export", id, "-o", "x.html"],
+        &["export", id, "-f", "pstats", "-o", "x"],
+        &["daemon", "--format", "callgrind"],
+    ] {
+        let output = reqprof(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(stderr(&output).contains("planned, not in this version"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn wrong_arguments_are_coloured_as_told() {
+    for (arguments, coloured) in [
+        (&["--color=always", "--no-such-flag"][..], true),
+        (&["daemon", "--color", "always", "--no-such-flag"], true),
+        (&["--color=never", "--no-such-flag"], false),
+        (&["--no-such-flag"], false),
+        (&["record", "--no-such-flag", "--", "--color=always"], false),
+    ] {
+        let output = reqprof(arguments);
+        assert_eq!((code(&output), stderr(&output).contains('\u{1b}')), (2, coloured), "{arguments:?}");
+    }
 }
 
 #[test]

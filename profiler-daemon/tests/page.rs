@@ -30,11 +30,15 @@ fn profile(duration_ns: u64) -> Profile {
 fn the_page_shows_requests_routes_graphs_and_errors() {
     let test = "the_page_shows_requests_routes_graphs_and_errors";
     let served = Served::start();
-    // 101 requests are more than a page. The slowest is the third; only that one and the fifth have a profile.
+    // 101 requests are more than a page. The slowest is the third; only that one and the fifth have a profile, which the
+    // ninth should have too. Of the eleventh it is not known what it asked for.
     for n in 1..=101 {
         let duration_ns = if n == 3 { 900 * MS } else { n * MS };
         let has = n == 3 || n == 5;
-        let record = RequestRecord { duration_ns, samples: u64::from(has), ..record(n) };
+        let mut record = RequestRecord { duration_ns, samples: u64::from(has || n == 9), ..record(n) };
+        if n == 11 {
+            (record.method, record.path, record.route) = (None, None, None);
+        }
         served.put(record, has.then(|| profile(duration_ns)));
     }
     let Some(browser) = chromium(test) else { return };
@@ -59,8 +63,14 @@ fn the_page_shows_requests_routes_graphs_and_errors() {
 
     let unknown = seen["unknown"].as_str().expect("a text");
     assert!(unknown.contains("there is no request 0000000000000000000000ff"), "{unknown}");
+    let missed = &seen["missed"];
+    assert_eq!(missed["graph"], json!(["GET /orders/{id} 200 - 7.0 ms", "[unsampled]"]));
+    assert!(missed["remark"].as_str().is_some_and(|text| text.starts_with("No sample hit")), "{missed}");
     let without = seen["without"].as_str().expect("a text");
     assert!(without.contains("No profile is stored"), "{without}");
+
+    let remark = "What these requests asked for was not seen.";
+    assert_eq!(seen["unseen"], json!({"title": "shop –", "remark": remark, "links": 0}));
 
     // 101 rows are two pages: the server sorts, and what it cannot sort by is no button.
     assert_eq!(seen["sorted"]["first"], "900.0 ms");
@@ -71,9 +81,9 @@ fn the_page_shows_requests_routes_graphs_and_errors() {
 
     let route = &seen["route"];
     assert_eq!(route["title"], "shop /orders/{id}");
-    // 99 requests had no sample and count all the same.
+    // 97 requests had no sample and count all the same.
     // The name goes on after a comma, where the script stops reading: `, 2 with samples`.
-    assert_eq!(route["graph"][0], "/orders/{id} - 101 requests");
+    assert_eq!(route["graph"][0], "/orders/{id} - 99 requests");
     assert_eq!(route["link"], "#requests?service=shop&route=%2Forders%2F%7Bid%7D");
     assert_eq!(route["filtered"], json!(["shop", "/orders/{id}"]));
 

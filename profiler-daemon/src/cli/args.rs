@@ -49,7 +49,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         reqprof record -d 30s -o profiles\n  \
         reqprof record --pid 4711 --format speedscope -o profiles\n  \
-        reqprof record -o profiles -- gunicorn shop.wsgi")]
+        reqprof record -o profiles -- gunicorn shop.wsgi\n\n\
+        Without -o, a directory reqprof-DATE-TIME is made in the current one. A store is kept only when one of the \
+        --store flags or --listen is given; page and API are served only with --listen.")]
     Record(RecordArgs),
     /// List requests of a running daemon
     #[command(after_help = "Examples:\n  \
@@ -73,6 +75,12 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check a configuration file: exit 0, or the file, the line and the reason
     CheckConfig(CheckConfigArgs),
+    /// Compare two requests or routes: planned, not in this version
+    #[command(hide = true, disable_help_flag = true)]
+    Diff(PlannedArgs),
+    /// Arm a trigger in a running daemon: planned, not in this version
+    #[command(hide = true, disable_help_flag = true)]
+    Capture(PlannedArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  reqprof completions bash > /etc/bash_completion.d/reqprof")]
     Completions { shell: clap_complete::Shell },
@@ -204,13 +212,18 @@ pub struct RecordArgs {
     /// Stop after this time [default: at Ctrl-C, or when CMD ends]
     #[arg(short, long, value_name = "DURATION")]
     pub duration: Option<Span>,
-    /// Write one file per request into this directory; the same as --prof-path
+    /// Write one file per request into this directory; the same as --prof-path [default: a new reqprof-DATE-TIME]
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "prof_path")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingArgs,
     /// Start this command, look at it and its children, and stop when it ends
-    #[arg(last = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
+    #[arg(
+        last = true,
+        value_name = "CMD",
+        value_hint = ValueHint::CommandWithArguments,
+        conflicts_with_all = ["pid", "all", "comm", "exe", "port"]
+    )]
     pub command: Vec<std::ffi::OsString>,
 }
 
@@ -221,6 +234,24 @@ impl RecordArgs {
         settings.prof_path = self.output.clone().or(settings.prof_path);
         settings.to_config()
     }
+
+    /// Whether page, API and metrics were asked for. A file's `listen` is the daemon's.
+    pub fn serves(&self) -> bool {
+        self.settings.listen.is_some()
+    }
+
+    /// Whether a store was asked for, or is needed by what is served.
+    pub fn stores(&self) -> bool {
+        let SettingArgs { store, store_max_size, store_max_age, .. } = &self.settings;
+        self.serves() || store.is_some() || store_max_size.is_some() || store_max_age.is_some()
+    }
+}
+
+/// Whatever is typed after a command that is not there yet.
+#[derive(Debug, Args)]
+pub struct PlannedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, num_args = 0..)]
+    pub arguments: Vec<std::ffi::OsString>,
 }
 
 /// How to reach a daemon, and how to print.
@@ -448,7 +479,7 @@ mod tests {
 
     #[test]
     fn record_takes_a_duration_a_directory_and_a_command() {
-        let Ok(Command::Record(args)) = parse("reqprof record -d 30s -o out -p 1 -- gunicorn -w 4 shop:app")
+        let Ok(Command::Record(args)) = parse("reqprof record -d 30s -o out -- gunicorn -w 4 shop:app")
         else {
             panic!("record")
         };
@@ -456,6 +487,13 @@ mod tests {
         assert_eq!(args.command, ["gunicorn", "-w", "4", "shop:app"]);
         assert_eq!(args.to_config().expect("valid").prof_path, Some("out".into()));
         assert!(parse("reqprof record -o a --prof-path b").is_err());
+        assert!(!args.stores() && !args.serves());
+        for (flags, stores, serves) in [("--store s", true, false), ("--listen 127.0.0.1:1", true, true)] {
+            let Ok(Command::Record(args)) = parse(&format!("reqprof record {flags}")) else {
+                panic!("{flags}")
+            };
+            assert_eq!((args.stores(), args.serves()), (stores, serves), "{flags}");
+        }
     }
 
     #[test]

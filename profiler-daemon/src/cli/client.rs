@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::table::{duration, printable, table, text};
-use crate::profile::format::Format;
+use crate::profile::format::{Format, planned};
 use crate::store::RequestId;
 
 /// Where a daemon listens unless told otherwise.
@@ -132,6 +132,8 @@ pub enum ClientError {
     InvalidId(String),
     #[error("the format cannot be told from the file name; name it with -f")]
     UnknownFormat,
+    #[error("the format `{0}` is planned, not in this version")]
+    PlannedFormat(&'static str),
     #[error("{path}: {source}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -140,7 +142,7 @@ impl ClientError {
     /// Whether the user's arguments are at fault (exit code 2) rather than the circumstances.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::InvalidId(_) | Self::UnknownFormat => true,
+            Self::InvalidId(_) | Self::UnknownFormat | Self::PlannedFormat(_) => true,
             Self::Refused { status, .. } => *status == 400,
             _ => false,
         }
@@ -269,7 +271,8 @@ pub fn show(options: &ClientOptions, id: &str, view: &str) -> Result<Vec<u8>, Cl
     let record = parse(options, &raw)?;
     let out = facts(&record);
     let mut out = out.into_bytes();
-    if record.get("profile") == Some(&Value::Bool(true)) {
+    // Without a sample there is a tree too: all of the time is `[unsampled]`.
+    if record["profile"] == true || record["samples"] == 0 {
         let pairs =
             [("format", "text".to_owned()), ("view", view.to_owned()), ("color", options.color.to_string())];
         let tree = fetch(options, &format!("{path}/profile"), &pairs)?;
@@ -316,6 +319,11 @@ fn facts(record: &Value) -> String {
 /// Writes a profile to a file, or returns it for standard output.
 pub fn export(options: &ClientOptions, query: &ExportQuery) -> Result<Vec<u8>, ClientError> {
     let file = query.output.as_deref().filter(|path| *path != Path::new("-"));
+    if query.format.is_none()
+        && let Some(name) = file.and_then(|path| planned(path.file_name()?.to_str()?))
+    {
+        return Err(ClientError::PlannedFormat(name));
+    }
     let format = match (&query.format, file) {
         (Some(name), _) => name.clone(),
         (None, Some(path)) => Format::from_path(path).ok_or(ClientError::UnknownFormat)?.name().to_owned(),

@@ -1,11 +1,14 @@
 //! Data to stdout, messages to stderr, and colour where it is wanted.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+
+use clap::ValueEnum;
 
 use super::{CliError, ExitCode};
 
 /// When output is coloured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
     /// On a terminal, unless NO_COLOR is set.
     #[default]
@@ -15,6 +18,22 @@ pub enum Color {
 }
 
 impl Color {
+    /// What the arguments say before it is known whether they are right: errors in them are coloured too, or not.
+    pub(super) fn asked(arguments: &[OsString]) -> Self {
+        let mut words =
+            arguments.iter().skip(1).map_while(|word| word.to_str()).take_while(|word| *word != "--");
+        let mut asked = Self::default();
+        while let Some(word) = words.next() {
+            let value = match word.strip_prefix("--color") {
+                Some("") => words.next(),
+                Some(rest) => rest.strip_prefix('='),
+                None => None,
+            };
+            asked = value.and_then(|value| Self::from_str(value, false).ok()).unwrap_or(asked);
+        }
+        asked
+    }
+
     pub(super) fn set_for_process(self) {
         match self {
             Self::Auto => anstream::ColorChoice::Auto,
@@ -34,6 +53,11 @@ pub fn stdout(bytes: &[u8]) -> Result<ExitCode, CliError> {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::Success),
         Err(e) => Err(CliError::runtime(format!("cannot write to stdout: {e}"))),
     }
+}
+
+/// Whether what goes to stderr is coloured, by the flag, the environment and the terminal.
+pub fn stderr_has_colors() -> bool {
+    anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
 }
 
 /// Tells a person what went wrong.

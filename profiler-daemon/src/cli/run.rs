@@ -14,10 +14,11 @@ use super::args::{DaemonArgs, RecordArgs};
 use super::{CliError, ExitCode, output, table};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::{DirectoryError, ProfileDir};
+use crate::percentile::nearest_rank;
 use crate::pipeline::{FileExporter, Stats};
 use crate::record::RequestRecord;
 use crate::serve;
-use crate::session::{Outputs, Session, StartError};
+use crate::session::{Gauges, Outputs, Session, StartError};
 use crate::store::{self, Store};
 
 /// How often metrics are brought up to date.
@@ -43,7 +44,7 @@ fn log_to_stderr(format: LogFormat) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Only fails when a logger is set already, as in tests.
     let _ = match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => builder.with_ansi(output::stderr_has_colors()).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
 }
@@ -112,6 +113,15 @@ fn file_exporter(config: &Config, stats: &Stats) -> Result<Option<FileExporter>,
         .map_err(|e| CliError::runtime(format!("starting a thread: {e}")))
 }
 
+fn open_store(config: &Config) -> Result<Store, CliError> {
+    Store::open(&store::Config {
+        dir: config.store.dir.clone(),
+        max_bytes: config.store.max_size,
+        max_age: config.store.max_age,
+    })
+    .map_err(|e| CliError::runtime(e.to_string()))
+}
+
 /// `reqprof daemon`.
 pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     let config = args.settings.to_config()?;
@@ -119,13 +129,8 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     need_root()?;
     private_files();
     log_to_stderr(config.log_format);
-    let store = Store::open(&store::Config {
-        dir: config.store.dir.clone(),
-        max_bytes: config.store.max_size,
-        max_age: config.store.max_age,
-    })
-    .map_err(|e| CliError::runtime(e.to_string()))?;
-    let socket = reserve(config.listen).map_err(|e| cannot_listen(config.listen, &e))?;
+    let store = open_store(&config)?;
+    let socket = reserve(config.listen)?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
     let outputs = Outputs {
@@ -147,15 +152,18 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
 
 /// Takes the address, so that nobody else does while the probes are attached. Until there is somebody to answer,
 /// connections are refused rather than left waiting.
-fn reserve(address: SocketAddr) -> std::io::Result<tokio::net::TcpSocket> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+fn reserve(address: SocketAddr) -> Result<tokio::net::TcpSocket, CliError> {
+    let take = || {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+        };
+        // Connections of a daemon that has just ended do not count.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
     };
-    // Connections of a daemon that has just ended do not count.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
+    take().map_err(|e| cannot_listen(address, &e))
 }
 
 fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> CliError {
@@ -187,8 +195,6 @@ async fn serve_until_told(
     session: Arc<Session>,
 ) -> Result<ExitCode, CliError> {
     let failed = |what: &str, e: std::io::Error| CliError::runtime(format!("{what}: {e}"));
-    let listener = socket.listen(BACKLOG).map_err(|e| cannot_listen(config.listen, &e))?;
-    let address = listener.local_addr().map_err(|e| failed("the listener", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("signals", e))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("signals", e))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("signals", e))?;
@@ -196,26 +202,8 @@ async fn serve_until_told(
     let gauges = session.gauges.clone();
     gauges.metrics.set_sample_rate(f64::from(config.freq));
     gauges.metrics.set_reload_successful(true);
-    let hosts = config.allow_hosts.clone();
-    let reload = reloader(args, config, &session);
-    let context = serve::Context {
-        store: store.reader(),
-        metrics: gauges.metrics.clone(),
-        status: report(&gauges, |g| g.status()),
-        targets: report(&gauges, |g| g.target_list()),
-        ready: {
-            let gauges = gauges.clone();
-            Arc::new(move || gauges.ready())
-        },
-        reload: reload.clone(),
-        hosts,
-    };
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve::serve(listener, context, async {
-        // Also when the sender is dropped.
-        let _ = stopped.await;
-    }));
-    tracing::info!("ready; the page is at http://{address}/");
+    let reload = reloader(args, config.clone(), &session);
+    let server = Server::start(socket, &config, store, &gauges, reload.clone())?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut refresh = tokio::time::interval(REFRESH);
@@ -244,8 +232,7 @@ async fn serve_until_told(
         }
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let _ = stop.send(());
-    let _ = tokio::time::timeout(Duration::from_secs(5), server).await;
+    server.stop().await;
     drop(reload);
     outcome
 }
@@ -255,9 +242,54 @@ fn stage_died(what: String) -> CliError {
     CliError::runtime(what).with_remedy("the log has the message; please report it")
 }
 
+/// Page, API and metrics of a session.
+struct Server {
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    fn start(
+        socket: tokio::net::TcpSocket,
+        config: &Config,
+        store: &Store,
+        gauges: &Arc<Gauges>,
+        reload: serve::Check,
+    ) -> Result<Self, CliError> {
+        let failed = |e: std::io::Error| cannot_listen(config.listen, &e);
+        let listener = socket.listen(BACKLOG).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let context = serve::Context {
+            store: store.reader(),
+            metrics: gauges.metrics.clone(),
+            status: report(gauges, |g| g.status()),
+            targets: report(gauges, |g| g.target_list()),
+            ready: {
+                let gauges = gauges.clone();
+                Arc::new(move || gauges.ready())
+            },
+            reload,
+            hosts: config.allow_hosts.clone(),
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(serve::serve(listener, context, async {
+            // Also when the sender is dropped.
+            let _ = stopped.await;
+        }));
+        tracing::info!("ready; the page is at http://{address}/");
+        Ok(Self { stop, task })
+    }
+
+    async fn stop(self) {
+        // It may have ended by itself.
+        let _ = self.stop.send(());
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.task).await;
+    }
+}
+
 fn report(
-    gauges: &Arc<crate::session::Gauges>,
-    ask: impl Fn(&crate::session::Gauges) -> serde_json::Value + Send + Sync + 'static,
+    gauges: &Arc<Gauges>,
+    ask: impl Fn(&Gauges) -> serde_json::Value + Send + Sync + 'static,
 ) -> serve::Report {
     let gauges = gauges.clone();
     Arc::new(move || ask(&gauges))
@@ -290,7 +322,7 @@ fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve:
 /// What a recording saw, per service and route. Bounded: routes are, and durations are kept up to a number.
 #[derive(Default)]
 struct Summary {
-    routes: BTreeMap<(String, String), RouteSummary>,
+    routes: BTreeMap<(String, Option<String>), RouteSummary>,
     requests: u64,
     profiles: u64,
 }
@@ -313,8 +345,7 @@ impl Summary {
         self.profiles += u64::from(profile);
         let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
         route.count += 1;
-        // As the routes of a running daemon count them.
-        route.errors += u64::from(record.status.is_some_and(|s| s >= 500));
+        route.errors += u64::from(record.is_error());
         route.samples += record.samples;
         if route.durations.len() < DURATIONS_MAX {
             route.durations.push(record.duration_ns);
@@ -325,19 +356,15 @@ impl Summary {
         let mut rows = Vec::new();
         for ((service, name), route) in &mut self.routes {
             route.durations.sort_unstable();
-            let at = |q: f64| {
-                let last = route.durations.len().saturating_sub(1);
-                let ns = route.durations.get((last as f64 * q).round() as usize).copied().unwrap_or_default();
-                table::nanoseconds(ns as f64)
-            };
+            let at = |percent| table::nanoseconds(nearest_rank(&route.durations, percent) as f64);
             rows.push(vec![
                 service.clone(),
-                name.clone(),
+                name.clone().unwrap_or_else(|| "-".to_owned()),
                 route.count.to_string(),
                 route.errors.to_string(),
-                at(0.5),
-                at(0.95),
-                at(0.99),
+                at(50),
+                at(95),
+                at(99),
                 route.samples.to_string(),
             ]);
         }
@@ -360,39 +387,77 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         PathBuf::from(format!("reqprof-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S")))
     });
     let directory = directory.clone();
+    let store = args.stores().then(|| open_store(&config)).transpose()?;
+    let socket = args.serves().then(|| reserve(config.listen)).transpose()?;
     let stats = Stats::default();
     let files = file_exporter(&config, &stats)?;
     let summary = Arc::new(Mutex::new(Summary::default()));
     let seen = summary.clone();
     let outputs = Outputs {
+        store: store.as_ref().map(Store::sender),
         files: files.clone(),
         observer: Some(Box::new(move |record, profile| {
             seen.lock().unwrap_or_else(PoisonError::into_inner).add(record, profile.is_some());
         })),
+        health: store.as_ref().map(Store::health).unwrap_or_default(),
         ..Outputs::default()
     };
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
-    let outcome = runtime()?.block_on(record_until_over(args, umask, &session));
+    gauges.metrics.set_sample_rate(f64::from(config.freq));
+    let outcome = runtime()?.block_on(async {
+        let server = match (socket, &store) {
+            (Some(socket), Some(store)) => Some(serve_recording(socket, &config, store, &gauges)?),
+            _ => None,
+        };
+        let outcome = record_until_over(args, umask, &session).await;
+        if let Some(server) = server {
+            server.stop().await;
+        }
+        outcome
+    });
     session.stop();
     if let Some(files) = files {
         files.finish();
+    }
+    if let Some(store) = store {
+        store.close();
     }
     let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
     output::stdout(summary.table().as_bytes())?;
     let counts = gauges.stats.snapshot();
     let unwritten = counts.files_dropped + counts.files_failed;
-    let mut note = format!(
-        "{} requests, {} with samples; profiles are in {}\n",
-        summary.requests,
-        summary.profiles,
-        directory.display()
-    );
-    if unwritten > 0 {
-        note.push_str(&format!("{unwritten} profiles could not be written\n"));
+    if std::io::stderr().is_terminal() {
+        let (requests, profiles) = (summary.requests, summary.profiles);
+        let place = directory.display();
+        anstream::eprintln!("{requests} requests, {profiles} with samples; profiles are in {place}");
     }
-    anstream::eprint!("{note}");
-    outcome
+    let code = outcome?;
+    if unwritten > 0 {
+        return Err(CliError::runtime(format!("{unwritten} profiles could not be written")));
+    }
+    Ok(code)
+}
+
+/// Page, API and metrics while a recording lasts.
+fn serve_recording(
+    socket: tokio::net::TcpSocket,
+    config: &Config,
+    store: &Store,
+    gauges: &Arc<Gauges>,
+) -> Result<Server, CliError> {
+    let fresh = Arc::downgrade(gauges);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(REFRESH);
+        loop {
+            tick.tick().await;
+            let Some(gauges) = fresh.upgrade() else { return };
+            // Only fails when the runtime ends.
+            let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
+        }
+    });
+    let reload = Arc::new(|| Err("a recording keeps its settings".to_owned()));
+    Server::start(socket, config, store, gauges, reload)
 }
 
 /// The application as the user would have started it: what we do to our own files must not change its.
@@ -504,7 +569,7 @@ mod tests {
         let mut route = RouteSummary { count: 3, samples: 160, ..RouteSummary::default() };
         route.durations = vec![1_604_200_000, 850_000, 12_340_000];
         let mut summary = Summary::default();
-        summary.routes.insert(("shop".into(), "/reports/{id}".into()), route);
+        summary.routes.insert(("shop".into(), Some("/reports/{id}".into())), route);
         let expected = "\
 service  route          count  errors      p50    p95    p99  samples
 shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160

@@ -77,15 +77,13 @@ pub struct Selectors {
 }
 
 impl Selection {
-    /// Whether a process is selected. `ports` are those it listens on; what is not known is given empty.
-    pub fn matches(&self, pid: u32, comm: &str, exe: &Path, ports: &[u16]) -> bool {
+    /// Whether a process is selected by what it is. Pids are left to whoever can tell a process from a later one of
+    /// the same pid. `ports` are those it listens on; what is not known is given empty.
+    pub fn matches(&self, comm: &str, exe: &Path, ports: &[u16]) -> bool {
         match self {
             Self::All => true,
             Self::Only(s) => {
-                s.pids.contains(&pid)
-                    || s.comm.matches(comm)
-                    || s.exe.matches(exe)
-                    || s.ports.iter().any(|p| ports.contains(p))
+                s.comm.matches(comm) || s.exe.matches(exe) || s.ports.iter().any(|p| ports.contains(p))
             }
         }
     }

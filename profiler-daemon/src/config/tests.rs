@@ -77,14 +77,25 @@ fn every_setting_is_read() {
 #[test]
 fn a_process_is_selected_by_any_selector() {
     let config = load("pid: [17]\ncomm: ['uwsgi*']\nexe: ['/opt/*']\nport: [8000, 8001]").expect("valid");
-    let matches =
-        |pid, comm, exe: &str, ports: &[u16]| config.selection.matches(pid, comm, Path::new(exe), ports);
-    assert!(matches(17, "x", "/x", &[]));
-    assert!(matches(1, "uwsgi", "/x", &[]));
-    assert!(matches(1, "x", "/opt/x/y", &[]));
-    assert!(matches(1, "x", "/x", &[22, 8001]));
-    assert!(!matches(1, "x", "/x", &[22]));
-    assert!(Selection::All.matches(1, "x", Path::new("/x"), &[]));
+    let matches = |comm, exe: &str, ports: &[u16]| config.selection.matches(comm, Path::new(exe), ports);
+    assert!(matches("uwsgi", "/x", &[]));
+    assert!(matches("x", "/opt/x/y", &[]));
+    assert!(matches("x", "/x", &[22, 8001]));
+    assert!(!matches("x", "/x", &[22]));
+    assert!(Selection::All.matches("x", Path::new("/x"), &[]));
+}
+
+#[test]
+fn a_second_document_is_named_by_its_line() {
+    for (text, line) in
+        [("freq: 99\n---\nfreq: 49\n", 2), ("# a\n---\nfreq: 99\n# b\n--- # again\nfreq: 49\n", 5)]
+    {
+        let error = error(text);
+        assert!(
+            error.starts_with(&format!("{line}:1: ")) && error.contains("more than one document"),
+            "{error}"
+        );
+    }
 }
 
 /// Lines and columns counted by hand.

@@ -12,7 +12,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 use crate::correlate::route::Pattern;
 use crate::export::Template;
-use crate::profile::format::Format;
+use crate::profile::format::{Format, planned};
 
 /// A value was refused; the text says which and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +101,7 @@ value!(
     /// The name of an output format.
     FormatName(Format), |text| match Format::from_name(text) {
         Some(format) => Ok(format),
+        None if planned(text) == Some(text) => refuse(text, "this format is planned, not in this version"),
         None => refuse(text, "not a format reqprof can write"),
     }
 );

@@ -76,8 +76,25 @@ impl Source {
         let (path, reason) = (self.path.clone(), reason.to_owned());
         match e.location() {
             Some(at) => ConfigError::At { path, line: at.line(), column: at.column(), reason },
-            None => ConfigError::File { path, reason },
+            // The parser says where for everything but a second document.
+            None => ConfigError::At { path, line: self.second_document(), column: 1, reason },
         }
+    }
+
+    /// The line where a second document begins; 1 where there is none.
+    fn second_document(&self) -> usize {
+        let mut content = false;
+        for (number, line) in (1..).zip(self.text.lines()) {
+            let marker =
+                line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+            if marker && content {
+                return number;
+            }
+            let silent =
+                line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%');
+            content |= marker || !silent;
+        }
+        1
     }
 }
 

@@ -293,7 +293,7 @@ impl Engine {
         Some(requests.swap_remove(at).1)
     }
 
-    fn discard(&mut self, key: RequestKey, sink: Sink<'_>) {
+    pub(super) fn discard(&mut self, key: RequestKey, sink: Sink<'_>) {
         if let Some(request) = self.open.remove(&key) {
             if let Some(thread) = self.threads.get_mut(&request.tid) {
                 thread.forget(key);
@@ -476,6 +476,10 @@ impl Engine {
             }
             sink(Output::Left(ConnId { generation: conn.generation, pid, fd }));
         }
+        self.forget_threads(pid, sink);
+    }
+
+    pub(super) fn forget_threads(&mut self, pid: u32, sink: Sink<'_>) {
         let threads: Vec<u32> =
             self.threads.iter().filter(|(_, thread)| thread.pid == pid).map(|(tid, _)| *tid).collect();
         for tid in threads {

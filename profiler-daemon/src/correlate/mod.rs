@@ -8,6 +8,7 @@ mod ending;
 mod engine;
 pub mod http;
 mod output;
+mod rejection;
 pub mod route;
 #[cfg(test)]
 mod tests;

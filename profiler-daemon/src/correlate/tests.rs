@@ -1,6 +1,7 @@
 //! The correlator on events made by hand; `tests/random.rs` has the random ones.
 
 mod random;
+mod reject;
 mod stage;
 
 use profiler_common::flags;

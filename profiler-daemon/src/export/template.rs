@@ -167,9 +167,9 @@ impl Template {
                     let ms = record.duration_ns / 1_000_000;
                     let end = record.start.saturating_add_unsigned(record.duration_ns);
                     name.push_str(&match field {
-                        Field::Path => spec.text(&dotted(&record.path)),
-                        Field::Route => spec.text(&dotted(&record.route)),
-                        Field::Method => spec.text(&safe(&record.method)),
+                        Field::Path => spec.text(&known(record.path.as_deref(), dotted)),
+                        Field::Route => spec.text(&known(record.route.as_deref(), dotted)),
+                        Field::Method => spec.text(&known(record.method.as_deref(), safe)),
                         Field::Service => spec.text(&safe(&record.service)),
                         Field::Id => spec.text(&safe(&record.id)),
                         Field::Duration => spec.number(ms),
@@ -183,6 +183,11 @@ impl Template {
         }
         safe(&name)
     }
+}
+
+/// What was not seen has no name that could pass for one that was.
+fn known(text: Option<&str>, name: impl Fn(&str) -> String) -> String {
+    text.map_or_else(|| "unknown".to_owned(), name)
 }
 
 /// A path or route as part of a name: `/` becomes `.`, nothing becomes `root`. A query string should not be here;
@@ -379,6 +384,13 @@ mod tests {
         assert!(error("{duration:5.}").ends_with("digits are missing after `.`"));
         assert!(error("{duration:,}").contains("not understood"));
         assert!(error("{path!r}").starts_with("unknown field"));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_unknown() {
+        let record = RequestRecord { method: None, path: None, route: None, ..record("GET", "/a", 1) };
+        let template: Template = "{method}-{path}-{route}".parse().expect("a template");
+        assert_eq!(template.expand(&record), "unknown-unknown-unknown");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustc_hash::FxHashMap;
 
+use super::undecided::Undecided;
 use super::{FileExporter, Message, RawSample, Stats};
 use crate::bpf::sys;
 use crate::config::Globs;
@@ -16,9 +17,9 @@ use crate::correlate::route::{Router, ServicePattern};
 use crate::correlate::{Finished, RequestKey};
 use crate::health::Pulse;
 use crate::process::identity::ProcessKey;
-use crate::process::targets::Targets;
+use crate::process::targets::{Decision, Targets};
 use crate::profile::{Builder, Frame, FrameKind, Profile};
-use crate::record::{Attribution, Boundary, RequestRecord};
+use crate::record::{Attribution, Boundary, RequestRecord, TOO_SHORT};
 use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
@@ -93,8 +94,9 @@ pub struct Finisher {
     pub recorded: bool,
     pub pulse: Option<Pulse>,
     builders: FxHashMap<RequestKey, Builder>,
-    /// Of all builders.
+    /// Of all `builders`.
     nodes: usize,
+    undecided: Undecided,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
     stack: Vec<Arc<Frame>>,
@@ -123,6 +125,7 @@ impl Finisher {
             builders: FxHashMap::default(),
             nodes: 0,
             samples_folded: 0,
+            undecided: Undecided::default(),
             keys: FxHashMap::default(),
             settings,
             stack: Vec::new(),
@@ -148,12 +151,15 @@ impl Finisher {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.settle();
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
                 self.follow_clock();
                 self.publish();
             }
         }
+        self.settle();
+        self.undecided.give_up();
         self.publish();
     }
 
@@ -186,6 +192,7 @@ impl Finisher {
             s.unresolved = unresolved;
             s.finished = self.finished;
             s.filtered = self.filtered;
+            s.undecided = self.undecided.dropped();
             s.samples_without_room = self.samples_without_room;
             s.samples_folded = self.samples_folded;
             s.symbol_bytes = bytes;
@@ -254,14 +261,20 @@ impl Finisher {
 
     fn grow(&mut self, key: RequestKey, stack: &[Arc<Frame>], weight: u64) {
         let before = self.builders.get(&key).map_or(0, Builder::nodes);
+        let full = self.nodes() >= NODES_MAX;
         let builder = self.builders.entry(key).or_default();
-        if self.nodes >= NODES_MAX {
+        if full {
             self.samples_folded += 1;
             builder.fold(weight);
         } else {
             builder.add(stack, weight);
         }
         self.nodes += builder.nodes() - before;
+    }
+
+    /// Of all profiles that are being collected, or wait for a decision.
+    fn nodes(&self) -> usize {
+        self.nodes + self.undecided.nodes()
     }
 
     fn take_builder(&mut self, key: RequestKey) -> Option<Builder> {
@@ -273,14 +286,41 @@ impl Finisher {
     fn finish(&mut self, finished: Finished) {
         let builder = self.take_builder(finished.key);
         self.finished += 1;
-        let pid = finished.pid;
-        if self.targets.is_rejected(pid) {
-            self.filtered += 1;
+        self.conclude(finished, builder);
+    }
+
+    /// Goes on with the requests whose process is decided upon by now.
+    fn settle(&mut self) {
+        if self.undecided.is_empty() {
             return;
         }
+        let targets = &self.targets;
+        let decided = |pid| !matches!(targets.decision(pid), Decision::Undecided);
+        for (finished, builder) in self.undecided.take(decided, Instant::now()) {
+            self.conclude(finished, builder);
+        }
+    }
+
+    /// A request and its samples, on their way out if the process is one of ours.
+    fn conclude(&mut self, finished: Finished, builder: Option<Builder>) {
+        let service = match self.targets.decision(finished.pid) {
+            Decision::Selected(info) => info.service.clone(),
+            Decision::Rejected => {
+                self.filtered += 1;
+                return;
+            }
+            // Nobody looks at the processes of a recording.
+            Decision::Undecided if self.recorded => Arc::from("unknown"),
+            Decision::Undecided => {
+                self.undecided.hold((finished, builder), Instant::now());
+                return;
+            }
+        };
         let builder = builder.filter(|builder| finished.attributed && builder.samples() > 0);
-        let mut record = self.record(finished, builder.as_ref());
-        if !self.settings.routes.is_empty() && !self.settings.routes.matches(&record.route) {
+        let mut record = self.record(finished, builder.as_ref(), service);
+        if !self.settings.routes.is_empty()
+            && !record.route.as_deref().is_some_and(|route| self.settings.routes.matches(route))
+        {
             self.filtered += 1;
             return;
         }
@@ -288,6 +328,9 @@ impl Finisher {
         // A request that could have been hit by a sample and was not used no CPU time that is worth a sample.
         let sampled = builder.as_ref().map_or(0, Builder::sampled_ns);
         let sampled_cpu_ns = (record.attribution == Attribution::Thread).then_some(sampled);
+        if builder.is_some() && !keep {
+            record.note.get_or_insert_with(|| TOO_SHORT.to_owned());
+        }
         let profile = builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
         record.profile = profile.is_some();
         self.metrics.observe(&record);
@@ -309,18 +352,17 @@ impl Finisher {
         }
     }
 
-    fn record(&mut self, finished: Finished, builder: Option<&Builder>) -> RequestRecord {
+    fn record(&mut self, finished: Finished, builder: Option<&Builder>, service: Arc<str>) -> RequestRecord {
         let Finished { key, pid, exchange, attributed, tail_samples, lost } = finished;
-        let service = self.targets.get(pid).map_or_else(|| Arc::from("unknown"), |info| info.service.clone());
         let (method, path, trace_id) = match &exchange.head {
             Some(head) => (
-                head.method.as_str().to_owned(),
-                head.path.to_string(),
+                Some(head.method.as_str().to_owned()),
+                Some(head.path.to_string()),
                 head.trace_id.as_ref().map(ToString::to_string),
             ),
-            None => (String::new(), String::new(), None),
+            None => (None, None, None),
         };
-        let route = self.router.route(&service, &path);
+        let route = path.as_deref().map(|path| self.router.route(&service, path).to_string());
         let start = exchange.start as i64 + self.naming.epoch;
         RequestRecord {
             id: self.naming.id(start, key),
@@ -329,7 +371,7 @@ impl Finisher {
             service: service.to_string(),
             method,
             path,
-            route: route.to_string(),
+            route,
             status: exchange.status,
             start,
             duration_ns: exchange.end.saturating_sub(exchange.start),
@@ -357,58 +399,4 @@ impl Finisher {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn finisher() -> Finisher {
-        let naming = Naming { epoch: 0, salt: 0 };
-        let metrics = Arc::new(Metrics::new().unwrap());
-        Finisher::new(Targets::default(), naming, Live::default(), metrics, Stats::default())
-    }
-
-    fn frame(n: u32) -> Arc<Frame> {
-        let name = format!("f{n}").into();
-        Arc::new(Frame { name, file: "".into(), line: 0, first_line: n, kind: FrameKind::Native })
-    }
-
-    #[test]
-    fn profiles_have_a_common_bound_and_samples_beyond_it_count() {
-        let mut finisher = finisher();
-        let stacks: Vec<Vec<Arc<Frame>>> = (0..2000).map(|n| vec![frame(n); 100]).collect();
-        let (mut key, mut given) = (0, 0);
-        while finisher.samples_folded == 0 {
-            for stack in stacks.iter().take(100) {
-                finisher.grow(key, stack, 10);
-                given += 1;
-            }
-            key += 1;
-            assert!(finisher.nodes <= NODES_MAX + 100, "{} nodes", finisher.nodes);
-        }
-        let folded = finisher.samples_folded;
-        let counted: usize = finisher.builders.values().map(Builder::nodes).sum();
-        assert_eq!(finisher.nodes, counted);
-        let mut samples = 0;
-        let mut truncated = 0;
-        for key in 0..key {
-            let profile = finisher.take_builder(key).unwrap().finish(1);
-            samples += profile.samples();
-            truncated += profile.truncated_samples();
-        }
-        assert_eq!((samples, truncated, finisher.nodes), (given, folded, 0));
-        finisher.grow(7, &stacks[0], 10);
-        assert_eq!(finisher.samples_folded, folded);
-    }
-
-    #[test]
-    fn a_step_of_the_clock_is_followed() {
-        let mut finisher = finisher();
-        finisher.follow_clock();
-        let apart = |a: i64, b: i64| (a - b).abs();
-        // Readings of two clocks: what lies between them is scheduling.
-        assert!(apart(finisher.naming.epoch, sys::epoch()) < 3_600_000_000_000);
-        assert_ne!(finisher.naming.epoch, 0);
-        (finisher.recorded, finisher.naming.epoch) = (true, 5);
-        finisher.follow_clock();
-        assert_eq!(finisher.naming.epoch, 5);
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ mod files;
 mod finisher;
 mod reader;
 mod stats;
+mod undecided;
 
 pub use files::FileExporter;
 pub use finisher::{Finisher, Live, LiveSettings, Naming, Observer};

@@ -29,7 +29,7 @@ const SEND_BEAT: Duration = Duration::from_secs(1);
 /// Between two looks at what was silent, ns.
 pub const TICK: u64 = 100_000_000;
 
-/// Orders on their way to the reader. They are few, mostly processes that a scan found dead; who sends more waits for
+/// Orders on their way to the reader. They are few, mostly processes that were found dead or are not selected; who sends more waits for
 /// the reader, which never waits for a sender.
 pub const CONTROLS: usize = 256;
 
@@ -70,6 +70,8 @@ pub struct RawSample {
 /// To the reader.
 pub enum Control {
     ProcessGone(u32),
+    /// Not selected, as it turned out.
+    ProcessRejected(u32),
     /// Takes what is in the ring, then ends.
     Stop,
 }
@@ -110,6 +112,8 @@ pub struct Reader {
     pub undecodable: u64,
     pub batch: Vec<Message>,
     pub pulse: Option<Pulse>,
+    /// Processes to be forgotten once what the ring holds of them is read.
+    rejected: Vec<u32>,
     audit: Audit,
     /// Messages that the manager's queue had no room for, and how many of them it has made up for.
     untold: u64,
@@ -144,6 +148,7 @@ impl Reader {
             connections: None,
             undecodable: 0,
             batch: Vec::new(),
+            rejected: Vec::new(),
             untold: 0,
             made_up: 0,
             pulse: None,
@@ -160,11 +165,15 @@ impl Reader {
             for _ in 0..CONTROLS {
                 match control.try_recv() {
                     Ok(Control::ProcessGone(pid)) => self.process_gone(pid),
+                    Ok(Control::ProcessRejected(pid)) => self.rejected.push(pid),
                     Ok(Control::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
                     Err(TryRecvError::Empty) => break,
                 }
             }
             let drained = ring.drain(DRAIN, |bytes| self.record(bytes));
+            if drained < DRAIN {
+                self.reject();
+            }
             let now = sys::monotonic_ns();
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -268,6 +277,14 @@ impl Reader {
         self.engine.finish(now, whole, &mut |output| route.output(output));
         self.tick(now);
         self.flush();
+    }
+
+    /// Forgets processes that are not selected.
+    fn reject(&mut self) {
+        for pid in std::mem::take(&mut self.rejected) {
+            let mut route = route!(self);
+            self.engine.reject(pid, &mut |output| route.output(output));
+        }
     }
 
     fn process_gone(&mut self, pid: u32) {

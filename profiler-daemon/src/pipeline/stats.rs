@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub finished: u64,
     /// Finished, but not of a selected process or route.
     pub filtered: u64,
+    /// Finished, but whether the process is selected was never known.
+    pub undecided: u64,
     /// Samples of requests beyond those a profile is collected for at a time.
     pub samples_without_room: u64,
     /// Samples counted without their stacks, because the profiles being collected were too large together.

@@ -5,7 +5,7 @@
 //! [`Targets`](super::targets::Targets). It owns the loaded object and runs on a thread of its own, because it reads files and memory of
 //! processes that may be slow to answer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use profiler_common::{Target, target_flags};
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
 use super::maps::{self, Maps};
+use super::named::Named;
 use super::patience::{FILES, MEMORY, PATIENCE};
 use super::python::{self, PythonError};
 use super::roster::Roster;
@@ -87,10 +88,13 @@ pub struct Manager {
     pub selection: Selection,
     /// Told to the symboliser: targets, and forks before anything is sampled in the child.
     pub tell: Box<dyn Fn(pipeline::Message) + Send>,
-    /// Told to the correlator: a process found dead.
-    pub gone: Box<dyn Fn(u32) + Send>,
-    pub included: HashSet<u32>,
+    /// Told to the correlator: a process found dead, or not selected.
+    pub tell_reader: Box<dyn Fn(pipeline::Control) + Send>,
     pub pulse: Option<Pulse>,
+    /// Looked at with their children, whatever else the selection says.
+    included: Named,
+    /// The selection's.
+    named: Named,
     pending: HashMap<u32, Pending>,
     /// Looked at by the last scan, and the sockets it found.
     scanned: HashMap<u32, ProcessKey>,
@@ -109,9 +113,10 @@ impl Manager {
         probes: ProbeTable,
         selection: Selection,
         tell: Box<dyn Fn(pipeline::Message) + Send>,
-        gone: Box<dyn Fn(u32) + Send>,
+        tell_reader: Box<dyn Fn(pipeline::Control) + Send>,
     ) -> Self {
         Self {
+            named: named(&selection),
             object,
             logger,
             roster,
@@ -120,9 +125,9 @@ impl Manager {
             probes,
             selection,
             tell,
-            gone,
-            included: HashSet::new(),
+            tell_reader,
             pulse: None,
+            included: Named::default(),
             pending: HashMap::new(),
             scanned: HashMap::new(),
             listening: Listening::default(),
@@ -204,14 +209,18 @@ impl Manager {
                 }
             }),
             Message::Configure { selection, frequency } => {
-                self.selection = selection;
+                if selection != self.selection {
+                    self.named = named(&selection);
+                    self.selection = selection;
+                }
                 self.scans = 0;
                 self.sampler.set_frequency(&mut self.object, frequency, &self.probes);
                 self.scan();
             }
             Message::Include { pid, done } => {
-                self.included.insert(pid);
-                self.consider(pid, false);
+                if self.included.add(pid) {
+                    self.consider(pid, false);
+                }
                 // Whoever asked may have gone; that is its business.
                 let _ = done.send(());
             }
@@ -283,10 +292,15 @@ impl Manager {
         }
     }
 
+    fn reject(&mut self, key: ProcessKey) {
+        self.roster.reject(key);
+        (self.tell_reader)(pipeline::Control::ProcessRejected(key.pid));
+    }
+
     fn dead(&mut self, pid: u32) {
         self.roster.bury(pid);
         self.pending.remove(&pid);
-        (self.gone)(pid);
+        (self.tell_reader)(pipeline::Control::ProcessGone(pid));
     }
 
     fn fork(&mut self, parent: u32, child: u32) {
@@ -294,9 +308,15 @@ impl Manager {
             self.consider(child, true);
             return;
         };
-        let Ok(key) = identity::key(child) else { return };
         let mut info = (*mother).clone();
-        (info.key, info.pid, info.ppid) = (key, child, parent);
+        (info.pid, info.ppid) = (child, parent);
+        let Ok(key) = identity::key(child) else {
+            // It served and ended before its turn came here; its requests are still on the way.
+            info.key = ProcessKey { pid: child, start_time: 0 };
+            self.roster.targets.insert_ended(info);
+            return;
+        };
+        info.key = key;
         (self.tell)(pipeline::Message::Forked { parent: mother.key, child: key });
         self.boundary.inherit(parent, child);
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
@@ -357,7 +377,7 @@ impl Manager {
         let Ok(who) = identity::read(pid) else { return true };
         if who.exe.is_none() {
             if accepted {
-                self.roster.reject(who.key);
+                self.reject(who.key);
             }
             return true; // a kernel thread, or nothing we may look at
         }
@@ -384,7 +404,7 @@ impl Manager {
         }
         if !selected {
             if accepted {
-                self.roster.reject(who.key);
+                self.reject(who.key);
             }
             return false;
         }
@@ -392,41 +412,16 @@ impl Manager {
     }
 
     fn selected(&self, who: &Identity, ports: &[u16], serves: bool) -> bool {
-        if self.included.contains(&who.key.pid) || self.descends(who.ppid) {
+        if self.named.covers(who.key, who.ppid) || self.included.covers(who.key, who.ppid) {
             return true;
         }
         match &self.selection {
             Selection::All => serves,
             Selection::Only(_) => {
                 let exe = who.exe.as_deref().unwrap_or(Path::new(""));
-                self.selection.matches(who.key.pid, &who.comm, exe, ports)
+                self.selection.matches(&who.comm, exe, ports)
             }
         }
-    }
-
-    /// Whether an ancestor was named by pid.
-    fn descends(&self, mut pid: u32) -> bool {
-        let named = match &self.selection {
-            Selection::Only(selectors) => selectors.pids.as_slice(),
-            Selection::All => &[],
-        };
-        if named.is_empty() && self.included.is_empty() {
-            return false;
-        }
-        // Deeper than any process tree; a cycle cannot be, but costs nothing to survive.
-        for _ in 0..64 {
-            if pid <= 1 {
-                return false;
-            }
-            if named.contains(&pid) || self.included.contains(&pid) {
-                return true;
-            }
-            match identity::read(pid) {
-                Ok(who) => pid = who.ppid,
-                Err(_) => return false,
-            }
-        }
-        false
     }
 
     fn make_target(&mut self, who: Identity, ports: Vec<u16>) -> bool {
@@ -526,6 +521,14 @@ impl Manager {
             Ok(attached) => Feature::works(format!("uprobe: {attached} in {name}")),
             Err(reason) => Feature::missing(reason),
         }
+    }
+}
+
+/// The processes that a selection names by pid, as they are now.
+fn named(selection: &Selection) -> Named {
+    match selection {
+        Selection::Only(selectors) => Named::of(&selectors.pids),
+        Selection::All => Named::default(),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod joining;
 pub mod manager;
 pub mod maps;
 pub mod memory;
+mod named;
 pub mod patience;
 pub mod python;
 pub mod roster;

@@ -63,10 +63,21 @@ impl Feature {
 #[derive(Default)]
 struct Table {
     live: HashMap<u32, Arc<TargetInfo>>,
-    /// Ended, with when.
-    ended: HashMap<u32, (Arc<TargetInfo>, Instant)>,
+    /// Ended, with when; `None`: it was not selected.
+    ended: HashMap<u32, (Option<Arc<TargetInfo>>, Instant)>,
     /// Looked at, and not selected.
     rejected: HashMap<u32, ProcessKey>,
+}
+
+/// What is known of a pid that a request came from.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// A target, or one a moment ago.
+    Selected(Arc<TargetInfo>),
+    /// Looked at and not selected, or so a moment ago.
+    Rejected,
+    /// Nobody has looked at it yet.
+    Undecided,
 }
 
 /// The table; cheap to clone.
@@ -89,9 +100,15 @@ impl Targets {
         });
     }
 
+    /// A process that was gone before it could be looked at, but is known to be one of ours.
+    pub fn insert_ended(&self, info: TargetInfo) {
+        self.write(|t| t.ended.insert(info.pid, (Some(Arc::new(info)), Instant::now())));
+    }
+
     pub fn reject(&self, key: ProcessKey) {
         self.write(|t| {
             t.live.remove(&key.pid);
+            t.ended.remove(&key.pid);
             t.rejected.insert(key.pid, key);
         });
     }
@@ -100,7 +117,14 @@ impl Targets {
     pub fn sweep_rejected(&self, alive: impl Fn(ProcessKey) -> bool) {
         let keys: Vec<ProcessKey> = self.read(|t| t.rejected.values().copied().collect());
         let gone: Vec<ProcessKey> = keys.into_iter().filter(|key| !alive(*key)).collect();
-        self.write(|t| t.rejected.retain(|_, key| !gone.contains(key)));
+        self.write(|t| {
+            for key in gone {
+                if t.rejected.get(&key.pid) == Some(&key) {
+                    t.rejected.remove(&key.pid);
+                    t.ended.insert(key.pid, (None, Instant::now()));
+                }
+            }
+        });
     }
 
     pub fn is_rejected(&self, pid: u32) -> bool {
@@ -109,11 +133,27 @@ impl Targets {
 
     pub fn ended(&self, pid: u32) {
         self.write(|t| {
-            t.rejected.remove(&pid);
-            if let Some(info) = t.live.remove(&pid) {
+            let rejected = t.rejected.remove(&pid).is_some();
+            let info = t.live.remove(&pid);
+            if rejected || info.is_some() {
                 t.ended.insert(pid, (info, Instant::now()));
             }
         });
+    }
+
+    /// Whether requests of this pid are wanted.
+    pub fn decision(&self, pid: u32) -> Decision {
+        self.read(|t| {
+            if t.rejected.contains_key(&pid) {
+                return Decision::Rejected;
+            }
+            let ended = || t.ended.get(&pid).map(|(info, _)| info.clone());
+            match t.live.get(&pid).cloned().map(Some).or_else(ended) {
+                Some(Some(info)) => Decision::Selected(info),
+                Some(None) => Decision::Rejected,
+                None => Decision::Undecided,
+            }
+        })
     }
 
     /// Forgets what ended long ago.
@@ -123,7 +163,9 @@ impl Targets {
 
     /// A process that is a target, or was one a moment ago.
     pub fn get(&self, pid: u32) -> Option<Arc<TargetInfo>> {
-        self.read(|t| t.live.get(&pid).cloned().or_else(|| t.ended.get(&pid).map(|(info, _)| info.clone())))
+        self.read(|t| {
+            t.live.get(&pid).cloned().or_else(|| t.ended.get(&pid).and_then(|(info, _)| info.clone()))
+        })
     }
 
     pub fn is_live(&self, pid: u32) -> bool {
@@ -152,5 +194,58 @@ impl Targets {
                 change(Arc::make_mut(info));
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(pid: u32) -> TargetInfo {
+        TargetInfo {
+            key: ProcessKey { pid, start_time: 7 },
+            pid,
+            ppid: 1,
+            comm: "shop".into(),
+            exe: "/shop".into(),
+            service: "shop".into(),
+            ports: Vec::new(),
+            runtime: Runtime { name: "native", version: None },
+            boundary: Feature::works("uprobe"),
+            native_stacks: Feature::works("frame pointers"),
+            interpreter_stacks: Feature::missing("none"),
+            other_protocols: Vec::new(),
+        }
+    }
+
+    fn name(decision: &Decision) -> &'static str {
+        match decision {
+            Decision::Selected(_) => "selected",
+            Decision::Rejected => "rejected",
+            Decision::Undecided => "undecided",
+        }
+    }
+
+    #[test]
+    fn what_was_decided_holds_for_a_moment_after_the_end() {
+        let targets = Targets::default();
+        let decided = |pid| name(&targets.decision(pid));
+        assert_eq!(decided(5), "undecided");
+        targets.insert(target(5));
+        targets.reject(ProcessKey { pid: 6, start_time: 7 });
+        targets.reject(ProcessKey { pid: 7, start_time: 7 });
+        assert_eq!((decided(5), decided(6), decided(7)), ("selected", "rejected", "rejected"));
+        targets.ended(5);
+        targets.ended(6);
+        targets.sweep_rejected(|key| key.pid != 7);
+        assert_eq!((decided(5), decided(6), decided(7)), ("selected", "rejected", "rejected"));
+        assert!(!targets.is_rejected(6) && !targets.is_rejected(7), "a new process of this pid is looked at");
+        // The pid belongs to another process now.
+        targets.insert(target(6));
+        targets.reject(ProcessKey { pid: 5, start_time: 8 });
+        assert_eq!((decided(5), decided(6)), ("rejected", "selected"));
+        targets.insert_ended(target(8));
+        assert_eq!(decided(8), "selected");
+        assert!(!targets.is_live(8));
     }
 }

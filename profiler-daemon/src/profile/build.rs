@@ -80,6 +80,7 @@ impl Builder {
     /// Adds one sample whose stack there is no room for, as `[truncated]`.
     pub fn fold(&mut self, weight: u64) {
         self.samples = self.samples.saturating_add(1);
+        self.sampled_ns = self.sampled_ns.saturating_add(weight);
         self.growth.profile.truncated_samples = self.growth.profile.truncated_samples.saturating_add(1);
         let fold = self.growth.truncated(ROOT);
         self.growth.own(fold, Cost { ns: weight, samples: 1 });

@@ -10,7 +10,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -19,8 +19,9 @@ use super::cache::Document;
 use super::error::ApiError;
 use super::query::{FILTERS, Params};
 use super::{App, Context, guard, metrics};
+use crate::profile::Builder;
 use crate::profile::format::{Format, Subject, render};
-use crate::record::RequestRecord;
+use crate::record::{RequestRecord, TOO_SHORT};
 use crate::store::{Deadline, DropReason, Filter, InvalidId, Merged, RequestId};
 
 type Answer = Result<Response, ApiError>;
@@ -44,6 +45,9 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/api/v1/requests/{id}/profile", get(request_profile))
         .route("/api/v1/routes", get(route_stats))
         .route("/api/v1/profile", get(merged_profile))
+        .route("/api/v1/diff", any(planned))
+        .route("/api/v1/captures", any(planned))
+        .route("/api/v1/captures/{id}", any(planned))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
 }
@@ -55,6 +59,12 @@ async fn unknown(uri: Uri) -> ApiError {
         return invalid_id(text.strip_suffix("/profile").unwrap_or(text));
     }
     ApiError::not_found(format!("there is nothing at {:?}", uri.path()))
+}
+
+/// What the contract names and a later version will have.
+async fn planned(uri: Uri) -> ApiError {
+    let message = format!("{:?} is planned, not in this version", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, "endpoint_unavailable", message)
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
@@ -180,14 +190,28 @@ async fn request_profile(State(app): State<Arc<App>>, id: PathId, uri: Uri) -> A
     let (view, format, color) = (params.view()?, params.format()?, params.color()?);
     work(&app, move |context| {
         let record = find(context, id)?;
-        let Some(profile) = context.store.profile(id)? else {
-            return Err(ApiError::not_found(format!("no profile is stored for the request {id}")));
+        let profile = match context.store.profile(id)? {
+            Some(profile) => profile,
+            // Nothing hit it: all of its time is `[unsampled]`, as in its file.
+            None if record.samples == 0 => Builder::default().finish(record.duration_ns),
+            None => return Err(ApiError::not_found(no_profile(&record))),
         };
         let subject = Subject::of(&record);
         let body = render(&profile, &subject, format, view, color);
         Ok(document(body, format, &id.to_string()).into_response())
     })
     .await
+}
+
+/// Why a request that was sampled has no profile. Retention takes both away together.
+fn no_profile(record: &RequestRecord) -> String {
+    let why = match record.note.as_deref() {
+        Some(TOO_SHORT) => "the request was shorter than min_duration",
+        _ => {
+            "the request was shorter than min_duration, or the store had no room for it (see store.dropped in the status)"
+        }
+    };
+    format!("no profile is stored for the request {}: {why}", record.id)
 }
 
 async fn route_stats(State(app): State<Arc<App>>, uri: Uri) -> Answer {

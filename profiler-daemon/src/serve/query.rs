@@ -6,15 +6,12 @@ use axum::extract::Query;
 use axum::http::Uri;
 
 use super::error::ApiError;
-use crate::profile::format::{Format, View};
+use crate::profile::format::{Format, View, planned};
 use crate::store::{Filter, Sort};
 
 /// Rows of a list when nothing else is asked for.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
-/// Names of the contract for which there is no writer in this version.
-const PLANNED_FORMATS: [&str; 7] = ["html", "callgrind", "pstats", "pyisession", "firefox", "chrome", "otlp"];
-const FORMATS: [&str; 6] = ["tree", "text", "folded", "svg", "pprof", "speedscope"];
 pub(super) const FILTERS: [&str; 9] =
     ["service", "route", "method", "status", "pid", "min_duration", "max_duration", "since", "until"];
 
@@ -111,15 +108,15 @@ impl Params {
         if let Some(format) = Format::from_name(name) {
             return Ok(format);
         }
-        Err(if PLANNED_FORMATS.contains(&name) || FORMATS.contains(&name) {
+        Err(if planned(name) == Some(name) {
             ApiError::bad_request(
                 "format_unavailable",
-                format!("this version cannot write the format {name:?}"),
+                format!("the format {name:?} is planned, not in this version"),
             )
         } else {
             ApiError::bad_request(
                 "unknown_format",
-                format!("unknown format {name:?}; known are: {}", FORMATS.join(", ")),
+                format!("unknown format {name:?}; known are: {}", Format::ALL.map(Format::name).join(", ")),
             )
         })
     }
@@ -213,7 +210,7 @@ mod tests {
         let format = |name: &str| params(&format!("format={name}")).unwrap().format();
         assert_eq!(format("docx").unwrap_err().code, "unknown_format");
         assert!(format("docx").unwrap_err().message.contains("speedscope"));
-        for planned in PLANNED_FORMATS {
+        for planned in ["html", "callgrind", "pstats", "pyisession", "firefox", "chrome", "otlp"] {
             assert_eq!(format(planned).unwrap_err().code, "format_unavailable");
         }
         let view = |name: &str| params(&format!("view={name}")).unwrap().view();

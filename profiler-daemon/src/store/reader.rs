@@ -16,10 +16,11 @@ use serde::Serialize;
 
 use super::counters::Counters;
 use super::filter::{BadCursor, Cursor, Filter, RequestId, Sort};
-use super::row::{self, natural};
+use super::row::{self, named, natural};
 use super::writer::MAX_PROFILE_BYTES;
+use crate::percentile::nearest_rank;
 use crate::profile::{DecodeError, Merger, Profile};
-use crate::record::{Attribution, OffCpu, RequestRecord};
+use crate::record::{Attribution, OffCpu, Outcome, RequestRecord, is_error};
 
 /// Queries that run at the same time; a query keeps one core busy.
 const CONNECTIONS: usize = 4;
@@ -77,9 +78,10 @@ pub struct Merged {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RouteStats {
     pub service: String,
-    pub route: String,
+    /// `None`: those whose request line was not seen.
+    pub route: Option<String>,
     pub count: u64,
-    /// Responses with status 5xx.
+    /// See [`is_error`].
     pub errors: u64,
     pub p50_ns: u64,
     pub p95_ns: u64,
@@ -313,24 +315,26 @@ impl Reader {
         let (condition, values) = filter.sql();
         let sql = format!(
             "SELECT service, route, status, duration_ns, on_cpu_ns, off_network, off_disk, off_lock, off_gil, \
-             off_sleep, off_other, sampled_cpu_ns, samples, profile FROM requests WHERE {condition}"
+             off_sleep, off_other, sampled_cpu_ns, samples, profile, outcome FROM requests WHERE {condition}"
         );
         let connection = self.borrow()?;
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query(params_from_iter(values))?;
         // By service, then route: looked up without copying the names of every row.
+        // A route that is not known is empty there, which no route is.
         let mut index: FxHashMap<String, FxHashMap<String, usize>> = FxHashMap::default();
         let mut sums: Vec<RouteSum> = Vec::new();
         while let Some(row) = rows.next()? {
             until.check()?;
-            let (service, route) = (borrowed(row, 0)?, borrowed(row, 1)?);
+            let (service, route) =
+                (borrowed(row, 0)?.unwrap_or_default(), borrowed(row, 1)?.unwrap_or_default());
             let known = index.get(service).and_then(|routes| routes.get(route)).copied();
             let at = known.unwrap_or_else(|| {
                 let full = sums.len() >= MAX_ROUTES;
                 let (service, route) = if full { ("_OTHER", "_OTHER") } else { (service, route) };
                 let routes = index.entry(service.to_owned()).or_default();
                 *routes.entry(route.to_owned()).or_insert_with(|| {
-                    sums.push(RouteSum::new(service, route));
+                    sums.push(RouteSum::new(service, Some(route).filter(|route| !route.is_empty())));
                     sums.len() - 1
                 })
             });
@@ -402,10 +406,10 @@ struct RouteSum {
 }
 
 impl RouteSum {
-    fn new(service: &str, route: &str) -> Self {
+    fn new(service: &str, route: Option<&str>) -> Self {
         let stats = RouteStats {
             service: service.to_owned(),
-            route: route.to_owned(),
+            route: route.map(str::to_owned),
             count: 0,
             errors: 0,
             p50_ns: 0,
@@ -427,7 +431,7 @@ impl RouteSum {
         let duration = natural(row, 3)?;
         self.durations.push(duration);
         s.count += 1;
-        s.errors += u64::from(matches!(row.get(2)?, Some(500..=599_u16)));
+        s.errors += u64::from(is_error(row.get(2)?, named(row, 14, Outcome::from_name)?));
         s.total_ns = s.total_ns.saturating_add(duration);
         s.max_ns = s.max_ns.max(duration);
         add_known(&mut s.on_cpu_ns, row, 4)?;
@@ -453,19 +457,16 @@ impl RouteSum {
 
     fn finish(mut self) -> RouteStats {
         self.durations.sort_unstable();
-        let rank = |percent: usize| {
-            let nearest = (self.durations.len() * percent).div_ceil(100);
-            self.durations.get(nearest.saturating_sub(1)).copied().unwrap_or(0)
-        };
+        let rank = |percent| nearest_rank(&self.durations, percent);
         let (p50, p95, p99) = (rank(50), rank(95), rank(99));
         (self.stats.p50_ns, self.stats.p95_ns, self.stats.p99_ns) = (p50, p95, p99);
         self.stats
     }
 }
 
-/// A text column without copying it.
-fn borrowed<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
-    let text = row.get_ref(column)?.as_str();
+/// A text column without copying it; `None` where it is null.
+fn borrowed<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
+    let text = row.get_ref(column)?.as_str_or_null();
     text.map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
 }
 

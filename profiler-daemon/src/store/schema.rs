@@ -13,7 +13,7 @@ use super::OpenError;
 use super::directory::private_file;
 
 /// Raised with every change of [`TABLES`].
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const FILE: &str = "reqprof.db";
 /// Quarantined files that are kept, if all of them are no more than half of what the store may have.
 const KEPT_QUARANTINED: usize = 3;
@@ -29,7 +29,7 @@ const WRITER_CACHE_KIB: i64 = 32 << 10;
 const TABLES: &str = "
 CREATE TABLE requests (
     start INTEGER NOT NULL, id BLOB NOT NULL, pid INTEGER NOT NULL, tid INTEGER NOT NULL, service TEXT NOT NULL,
-    method TEXT NOT NULL, path TEXT NOT NULL, route TEXT NOT NULL, status INTEGER, duration_ns INTEGER NOT NULL,
+    method TEXT, path TEXT, route TEXT, status INTEGER, duration_ns INTEGER NOT NULL,
     ttfb_ns INTEGER, request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, on_cpu_ns INTEGER,
     runqueue_ns INTEGER, off_network INTEGER, off_disk INTEGER, off_lock INTEGER, off_gil INTEGER, off_sleep INTEGER,
     off_other INTEGER, samples INTEGER NOT NULL, tail_samples INTEGER NOT NULL, lost_events INTEGER NOT NULL,

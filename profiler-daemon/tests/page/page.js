@@ -52,8 +52,13 @@ const ID = (n) => n.toString(16).padStart(24, "0");
   await page.waitForSelector("#note.error");
   seen.unknown = await text("#note");
   await open("#request/" + ID(7));
+  seen.missed = { graph: await names(), remark: await text("#note") };
+  await open("#request/" + ID(9));
   await page.waitForSelector("#note:not([hidden])");
   seen.without = await text("#note");
+  await open("#route/shop/");
+  await page.waitForSelector("#note:not([hidden])");
+  seen.unseen = { title: await title(), remark: await text("#note"), links: await page.locator("#related a").count() };
 
   await open("#requests");
   await page.waitForSelector("#list tbody tr");

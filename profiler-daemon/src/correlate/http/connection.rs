@@ -264,7 +264,12 @@ impl Connection {
         let Some(mut done) = self.open.pop_front() else { return };
         self.output = Output::Idle;
         self.response.take();
+        let (mut outcome, mut why) = (outcome, why);
         if done.seq + 1 == self.next_seq {
+            // Answered before it was asked to the end: what was asked is not known.
+            if self.input == Input::Head && outcome == Outcome::Complete {
+                (outcome, why) = (Outcome::Incomplete, Some(note::HEAD_PARTIAL));
+            }
             self.leave(&mut done);
         }
         // A response of whatever request was seen to its end, and none is open: the next pair matches.

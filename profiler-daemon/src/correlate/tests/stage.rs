@@ -264,6 +264,10 @@ impl Stage {
         self.act(|engine, sink| engine.finish(now, whole, sink))
     }
 
+    pub fn reject(&mut self, pid: u32) -> &mut Self {
+        self.act(|engine, sink| engine.reject(pid, sink))
+    }
+
     pub fn counters(&self) -> Counters {
         self.engine.counters()
     }

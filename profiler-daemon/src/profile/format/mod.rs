@@ -61,6 +61,7 @@ pub struct Subject {
     /// Heading, e.g. `GET /orders/{id} 200 - 123.4 ms`.
     pub title: String,
     pub service: String,
+    /// Empty, as are the others: not known, or not one.
     pub route: String,
     pub method: String,
     pub status: Option<u16>,
@@ -81,14 +82,14 @@ impl Subject {
         Self {
             title: format!(
                 "{} {} {status} - {}.{} ms",
-                record.method,
-                record.route,
+                record.method.as_deref().unwrap_or("-"),
+                record.route.as_deref().unwrap_or("-"),
                 tenths / 10,
                 tenths % 10
             ),
             service: record.service.clone(),
-            route: record.route.clone(),
-            method: record.method.clone(),
+            route: record.route.clone().unwrap_or_default(),
+            method: record.method.clone().unwrap_or_default(),
             status: record.status,
             request_id: Some(record.id.clone()),
             trace_id: record.trace_id.clone(),
@@ -96,6 +97,27 @@ impl Subject {
             with_samples: None,
         }
     }
+}
+
+/// Formats that have a name and an extension, but no writer in this version.
+const PLANNED: [(&str, &str); 7] = [
+    ("html", "html"),
+    ("callgrind", "callgrind"),
+    ("pstats", "pstats"),
+    ("pyisession", "pyisession"),
+    ("firefox", "firefox.json"),
+    ("chrome", "chrome.json"),
+    ("otlp", "otlp"),
+];
+
+/// The planned format of this name, or of a file with this extension.
+pub fn planned(text: &str) -> Option<&'static str> {
+    let lower = text.to_ascii_lowercase();
+    let is = |(name, extension): &&(&str, &str)| {
+        lower == *name
+            || lower.strip_suffix(extension).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.'))
+    };
+    PLANNED.iter().find(is).map(|(name, _)| *name)
 }
 
 impl Format {

@@ -170,7 +170,9 @@ impl Page {
         self.styled(BOLD, &printable(&subject.title));
         self.out.push_str("\n\n");
         let status = subject.status.map(|status| format!(" -> {status}")).unwrap_or_default();
-        self.field("request", &format!("{} {}{status}", subject.method, subject.route));
+        let known = |word: &str| if word.is_empty() { "-".to_owned() } else { word.to_owned() };
+        let (method, route) = (known(&subject.method), known(&subject.route));
+        self.field("request", &format!("{method} {route}{status}"));
         self.field("service", &subject.service);
         self.field("id", subject.request_id.as_deref().unwrap_or_default());
         self.field("trace", subject.trace_id.as_deref().unwrap_or_default());

@@ -33,9 +33,11 @@ impl Admission {
     /// The labels of a request, and whether a limit changed them.
     pub(super) fn admit(&mut self, record: &RequestRecord) -> (Labels, bool) {
         let service = cut(&record.service);
-        let route = cut(&record.route);
-        let method =
-            METHODS.iter().find(|m| **m == record.method).map_or(OTHER.to_owned(), |&m| m.to_owned());
+        let route = record.route.as_deref().map_or_else(|| OTHER.to_owned(), cut);
+        let method = METHODS
+            .iter()
+            .find(|m| Some(**m) == record.method.as_deref())
+            .map_or(OTHER.to_owned(), |&m| m.to_owned());
         let status = match record.status {
             None => String::new(),
             Some(status @ 100..=599) => status.to_string(),

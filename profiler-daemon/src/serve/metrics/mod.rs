@@ -8,15 +8,15 @@ mod histogram;
 mod labels;
 mod mirror;
 mod openmetrics;
+mod process;
 
 use prometheus::core::Collector;
-use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, Gauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use self::histogram::DurationHistogram;
 use self::mirror::Mirror;
-use crate::record::RequestRecord;
+use crate::record::{Outcome, RequestRecord};
 use crate::store::{Counters, DropReason};
 
 /// The text format to answer in.
@@ -93,7 +93,7 @@ impl Metrics {
             )?,
             unwind_errors: Mirror::new(
                 "reqprof_unwind_errors_total",
-                "Stacks that could not be walked to their root, by kind and reason.",
+                "Frames that could not be read or named, by kind and reason.",
                 &["kind", "reason"],
             )?,
             map_entries: gauges("reqprof_map_entries", "Entries in a BPF map.")?,
@@ -119,7 +119,9 @@ impl Metrics {
             )?,
             registry,
         };
-        metrics.requests.set(&["complete"], 0.0);
+        for outcome in Outcome::ALL {
+            metrics.requests.set(&[outcome.name()], 0.0);
+        }
         metrics.samples.set(&[], 0.0);
         metrics.routes_overflow.set(&[], 0.0);
         metrics.reload_successful.set(1.0);
@@ -148,7 +150,7 @@ impl Metrics {
             Box::new(self.sample_rate.clone()),
             Box::new(self.reload_successful.clone()),
             Box::new(build),
-            Box::new(ProcessCollector::for_self()),
+            Box::new(process::Process::of_this_one()),
         ];
         all.into_iter().try_for_each(|collector| self.registry.register(collector))
     }

@@ -53,7 +53,7 @@ const TABS = {
       column("on CPU", (r) => r.on_cpu_ns, duration, true),
       column("off CPU", (r) => sum(r.off_cpu_ns), duration, true),
     ],
-    key: (r) => "#route/" + encodeURIComponent(r.service) + "/" + encodeURIComponent(r.route),
+    key: (r) => "#route/" + encodeURIComponent(r.service) + "/" + encodeURIComponent(r.route ?? ""),
   },
   requests: {
     url: "/api/v1/requests",
@@ -267,7 +267,7 @@ function draw() {
       cell.title = cell.textContent;
       if (value === null) cell.classList.add("unknown");
       if (state.tab === "targets" && value !== null && typeof value === "object" && value.detail) cell.classList.add("words");
-      const failed = (c.label === "errors" && value > 0) || (c.label === "status" && value >= 500) || (c.label === "outcome" && value !== "complete");
+      const failed = (c.label === "errors" && value > 0) || (c.label === "status" && value >= 500) || (c.label === "outcome" && !["complete", "upgraded"].includes(value));
       if (failed) cell.classList.add("error");
       return cell;
     });
@@ -302,21 +302,22 @@ function paused() {
   return stopped;
 }
 
-function describe(title, facts, link, base, query, profile, why) {
-  state.detail = { base, query };
+// `profile`: there is a graph; `remark`: what there is to say about it, or in its place.
+function describe(title, facts, link, base, query, profile, remark) {
+  state.detail = { base, query, remark };
   $("#detail").hidden = false;
   $("#detail h2").textContent = title;
   const items = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("#detail dl").replaceChildren(...items.map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));
   $("#related").replaceChildren(...(link ? [link] : []));
   $("#graph").hidden = !profile;
-  say(profile ? "" : why, false);
+  say(remark, false);
   if (profile) graph();
   else clearGraph();
   $("#detail").scrollIntoView({ block: "nearest" });
 }
 
-// What there is to say in place of a graph.
+// What there is to say about a graph, or in its place.
 function say(text, failed) {
   $("#note").hidden = !text;
   $("#note").textContent = text;
@@ -330,7 +331,7 @@ function clearGraph() {
 }
 
 async function graph() {
-  const { base, query } = state.detail;
+  const { base, query, remark } = state.detail;
   const url = (format) => {
     const q = new URLSearchParams(query);
     q.set("format", format);
@@ -357,7 +358,7 @@ async function graph() {
     // server has it at hand then.
     const response = await checked(await fetch(url("svg"), { signal: mine.signal }));
     await response.arrayBuffer();
-    say("", false);
+    say(remark, false);
     // A new frame each time: another address in an old one would be a step for the Back button.
     const frame = element("iframe", { title: "Flame graph", src: url("svg") });
     frame.setAttribute("sandbox", "allow-scripts");
@@ -368,6 +369,8 @@ async function graph() {
 }
 
 function requestsOf(r) {
+  // Without a route there is nothing to ask for.
+  if (r.route === null) return null;
   const query = new URLSearchParams({ service: r.service, route: r.route });
   return element("a", { href: "#requests?" + query, textContent: "requests of this route" });
 }
@@ -392,14 +395,16 @@ function showRequest(r) {
     ["trace", r.trace_id],
     ["id", r.id],
   ];
-  const why = "No profile is stored for this request" + (r.samples === 0 ? ": it was shorter than the sampling interval. Its route's merged profile may tell more." : ".");
-  describe(`${r.method} ${r.route} ${r.status ?? r.outcome}`, facts, requestsOf(r), "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile, why);
+  // All of its time is `[unsampled]` then, which is a graph too.
+  const missed = r.samples === 0;
+  const remark = missed ? "No sample hit this request: it used little CPU time. Its route's merged profile may tell more." : r.profile ? "" : "No profile is stored for this request.";
+  describe(`${r.method ?? "–"} ${r.route ?? "–"} ${r.status ?? r.outcome}`, facts, requestsOf(r), "/api/v1/requests/" + encodeURIComponent(r.id) + "/profile", {}, r.profile || missed, remark);
 }
 
 function showRoute(r) {
   const query = Object.fromEntries(filters());
   query.service = r.service;
-  query.route = r.route;
+  query.route = r.route ?? "";
   const facts = [
     ["requests", r.count.toLocaleString()],
     ["errors", r.errors.toLocaleString()],
@@ -410,7 +415,10 @@ function showRoute(r) {
     ["samples", r.samples.toLocaleString()],
     ["requests with a profile", r.profiles.toLocaleString()],
   ];
-  describe(`${r.service} ${r.route}`, facts, requestsOf(r), "/api/v1/profile", query, r.profiles > 0, "No request of this route has a profile yet.");
+  const known = r.route !== null;
+  const shown = known && r.profiles > 0;
+  const remark = shown ? "" : known ? "No request of this route has a profile yet." : "What these requests asked for was not seen.";
+  describe(`${r.service} ${r.route ?? "–"}`, facts, requestsOf(r), "/api/v1/profile", query, shown, remark);
 }
 
 function closeDetail() {
@@ -439,10 +447,11 @@ async function openRequest(id) {
 }
 
 async function openRoute(service, route) {
-  const is = (r) => r.service === service && r.route === route;
+  // An empty one stands for requests whose request line was not seen.
+  const is = (r) => r.service === service && (r.route ?? "") === route;
   const query = filters();
   query.set("service", service);
-  query.set("route", route);
+  if (route) query.set("route", route);
   const found = state.rows.find(is) ?? (await ask("/api/v1/routes?" + query)).routes.find(is);
   if (!found) throw new Error("no request of this route in the time that is chosen above");
   return showRoute(found);

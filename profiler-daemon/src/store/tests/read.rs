@@ -26,7 +26,8 @@ fn a_record_comes_back_as_it_was_even_after_reopening() {
     bare.boundary = Boundary::Syscall;
     bare.attribution = Attribution::None;
     bare.outcome = Outcome::Exit;
-    bare.path = "/\u{202e}<script>'; DROP TABLE requests; --".into();
+    bare.path = Some("/\u{202e}<script>'; DROP TABLE requests; --".into());
+    (bare.method, bare.route) = (None, None);
     let store = filled(dir.path(), [full.clone(), bare.clone()]);
     store.close();
     let store = Store::open(&config(dir.path())).unwrap();
@@ -152,8 +153,8 @@ fn each_filter_selects_exactly_its_requests() {
         dir.path(),
         [
             change(1, |r| r.service = "blog".into()),
-            change(2, |r| r.route = "/".into()),
-            change(3, |r| r.method = "POST".into()),
+            change(2, |r| r.route = Some("/".into())),
+            change(3, |r| r.method = Some("POST".into())),
             change(4, |r| r.status = Some(503)),
             change(5, |r| r.status = None),
             change(6, |r| r.pid = 7),
@@ -230,13 +231,14 @@ fn routes_add_up() {
         .map(|n| RequestRecord {
             duration_ns: n * 77 % 200 + 1,
             status: Some(if n < 3 { 500 } else { 404 }),
+            outcome: if n == 150 { Outcome::Aborted } else { Outcome::Complete },
             on_cpu_ns: (n < 2).then_some(10 + n),
             off_cpu_ns: if n < 2 { off(5, n) } else { None },
             ..record(NEW_YEAR, n)
         })
         .collect();
     records.push(RequestRecord {
-        route: "/one".into(),
+        route: None,
         duration_ns: 42,
         status: None,
         on_cpu_ns: None,
@@ -247,9 +249,9 @@ fn routes_add_up() {
     let routes = store.reader().routes(&Filter::default(), soon()).unwrap();
     let orders = RouteStats {
         service: "shop".into(),
-        route: "/orders/{id}".into(),
+        route: Some("/orders/{id}".into()),
         count: 200,
-        errors: 3,
+        errors: 4,
         p50_ns: 100,
         p95_ns: 190,
         p99_ns: 198,
@@ -263,7 +265,7 @@ fn routes_add_up() {
     };
     let one = RouteStats {
         service: "shop".into(),
-        route: "/one".into(),
+        route: None,
         count: 1,
         errors: 0,
         p50_ns: 42,

@@ -153,3 +153,14 @@ fn connection_ends_early() {
     run.input("GET /slow HTTP/1.1\r\nHo").close().gives(&["GET /slow - aborted 10..20"]);
     assert_eq!(run.done[0].note, Some(note::HEAD_PARTIAL));
 }
+
+/// A server may answer what it takes for a request (HTTP/0.9) or is tired of waiting for (408).
+#[test]
+fn an_answer_to_half_a_head_does_not_complete_it() {
+    let mut run = Run::new();
+    run.input("GET /x").output(OK).close();
+    assert_eq!((run.done[0].outcome, &run.done[0].head), (Incomplete, &None));
+    assert_eq!((run.done[0].status, run.done[0].note), (Some(200), Some(note::HEAD_PARTIAL)));
+    let mut run = Run::new();
+    run.input("GET /slow HTTP/1.1\r\nHo").output(OK).close().gives(&["GET /slow 200 incomplete 10..20"]);
+}
