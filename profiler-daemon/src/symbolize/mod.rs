@@ -301,7 +301,7 @@ impl Symbolizer {
         // A call may be the last instruction of its function, so what is looked up is the call itself.
         let caller = raw.kind() == FRAME_NATIVE_CALLER;
         let address = raw.address.wrapping_sub(caller.into());
-        let Some(mapping) = process.mapping(address).filter(|m| m.executable) else {
+        let Some(mapping) = process.mapping(address, caller).filter(|m| m.executable) else {
             return if caller {
                 cut(Reason::Unmapped)
             } else {

@@ -213,9 +213,10 @@ impl Process {
         self.code_bytes + self.frames.len() * FRAME_COST
     }
 
-    /// The mapping that holds an address, after another look if it is not known.
-    pub(super) fn mapping(&mut self, address: u64) -> Option<Mapping> {
-        if self.maps.lookup(address).is_none() {
+    /// The mapping that holds an address, after another look if it is not known. A guess is usually wrong, so for one
+    /// the map is not read before its time.
+    pub(super) fn mapping(&mut self, address: u64, guess: bool) -> Option<Mapping> {
+        if self.maps.lookup(address).is_none() && (!guess || self.scanned.is_none()) {
             self.rescan();
         }
         self.maps.lookup(address).cloned()
