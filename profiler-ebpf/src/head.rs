@@ -92,9 +92,8 @@ pub fn may_be_request_line(words: &[u64; 3], visible: u64, at: Where) -> bool {
     let first = words[0] as u32;
     at == Where::Start
         && (first == word(b"GET ")
-            || first == word(b"POST")
             || first == word(b"PUT ")
-            || first == word(b"HEAD")
+            || (length == 4 && (first == word(b"POST") || first == word(b"HEAD")))
             || (first == word(b"PROX") && (target == b'T' || target == b'U')))
 }
 
