@@ -15,7 +15,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -43,7 +43,8 @@ pub enum Stat {
     TargetsFull = 9,
     /// The bytes of a head could not be read from the process.
     HeadReadFault = 10,
-    /// More pipelined heads in one transfer than are looked for.
+    /// Of a transfer less was looked at than was there: more pipelined heads or elements than are looked for, or no
+    /// room in `TRANSFERS`.
     PipelineOverflow = 11,
     /// Python frames could not be read (paged out, or not what they should be).
     PythonFault = 12,

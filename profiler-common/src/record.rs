@@ -23,6 +23,8 @@ pub enum Kind {
     Exec = 6,
     /// [`Exit`].
     Exit = 7,
+    /// [`Interleaved`].
+    Interleaved = 8,
 }
 
 /// The start of every record.
@@ -75,7 +77,8 @@ pub struct Data {
     /// Outgoing: the last bytes of the transfer, at most 8, in stream order; the end of a chunked body shows here.
     pub tail: [u8; 8],
     pub tail_len: u32,
-    pub reserved: u32,
+    /// Samples of `activation` that were lost, and that no sample's header tells of.
+    pub samples_lost: u32,
     /// Outgoing: when the call that wrote this piece was entered, if its thread never waited inside; then all bytes
     /// were handed over without delay, whenever the call returned. 0 = it waited, or nobody knows.
     pub entered: u64,
@@ -95,6 +98,16 @@ pub struct Accept {
 pub struct Close {
     pub header: Header,
     pub conn: ConnId,
+}
+
+/// A thread that was marked with `activation` has dealt with another client: it accepted a connection, or transferred
+/// on another one of which no [`Data`] tells. Once per activation; whether its request was over by then is the
+/// daemon's to know.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interleaved {
+    pub header: Header,
+    pub activation: u64,
 }
 
 /// A target forked: `header.pid` is the parent; the child is a target already.
@@ -191,6 +204,7 @@ const _: () = {
     assert!(size_of::<Close>() == 40);
     assert!(size_of::<Fork>() == 32);
     assert!(size_of::<Exit>() == 32);
+    assert!(size_of::<Interleaved>() == 32);
     assert!(size_of::<Sample>() == 48);
     assert!(size_of::<RawFrame>() == 16);
 };

@@ -75,28 +75,24 @@ pub struct Connection {
     pub generation: u64,
     /// The activation of the latest request, 0 before the first.
     pub activation: u64,
-    /// [`crate::Data::entered`] of the transfer in progress.
-    pub entered: u64,
-    /// Bytes of the transfer in progress that earlier pieces covered, and of its current scatter-gather element.
-    pub offset: u64,
-    pub element_offset: u64,
-    /// Where the search for the end of a head left its result (scratch).
-    pub scan: u64,
+    /// The inode that its descriptor led to, by address and number: what tells that it was closed without a `close` and
+    /// is something else by now. Both 0 = not looked at yet.
+    pub inode: u64,
+    pub number: u64,
     /// The last four bytes of an unfinished head, per direction, latest in the highest byte.
     pub window_in: u32,
     pub window_out: u32,
     /// Records of this connection lost since the last one that reached the ring.
     pub lost: u32,
-    /// How the transfer in progress names its bytes (the kernel side's own).
-    pub call: u32,
-    pub reserved: u32,
+    /// Bytes captured of the head in progress, per direction.
+    pub head_in: u32,
+    pub head_out: u32,
     /// One of `connection_state`.
     pub in_state: u8,
     pub out_state: u8,
     /// Bits of [`connection_flags`].
     pub flags: u8,
-    /// Scatter-gather element the transfer in progress has reached.
-    pub element: u8,
+    pub reserved: u8,
 }
 
 /// Key of `CONNECTIONS`.
@@ -136,9 +132,10 @@ pub struct Active {
     pub activation: u64,
     /// The connection that began it.
     pub key: u64,
-    /// Samples of this activation lost since the last one that reached the ring.
+    /// Samples of this activation that were lost and that no record tells of yet.
     pub lost: u32,
-    pub reserved: u32,
+    /// 1: an [`crate::Interleaved`] was sent for this activation.
+    pub told: u32,
     /// When the thread entered the call it is in that writes to this connection, 0 = it is in none.
     pub entered: u64,
     /// How often it had waited by then (`task_struct.nvcsw`).
@@ -151,7 +148,6 @@ pub struct Active {
 pub struct KernelOffsets {
     /// 1 when the offsets below are valid.
     pub valid: u32,
-    pub task_pid: u32,
     pub task_tgid: u32,
     pub task_signal: u32,
     /// `task_struct.thread.fsbase`.
@@ -160,6 +156,15 @@ pub struct KernelOffsets {
     pub signal_live: u32,
     /// `task_struct.nvcsw`: how often the thread gave its CPU up to wait, as opposed to being preempted.
     pub task_nvcsw: u32,
+    /// From a task to an open descriptor's inode: `task_struct.files`, `files_struct.fdt`, `fdtable.max_fds` and `.fd`,
+    /// `file.f_inode`, `inode.i_ino` and `.i_mode`.
+    pub task_files: u32,
+    pub files_fdt: u32,
+    pub fdtable_max_fds: u32,
+    pub fdtable_fd: u32,
+    pub file_inode: u32,
+    pub inode_number: u32,
+    pub inode_mode: u32,
 }
 
 /// Settings fixed when the object is loaded.
@@ -180,8 +185,8 @@ pub struct Settings {
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
     assert!(size_of::<Target>() == 72);
-    assert!(size_of::<Connection>() == 72);
+    assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
-    assert!(size_of::<KernelOffsets>() == 28);
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<KernelOffsets>() == 52);
+    assert!(size_of::<Settings>() == 72);
 };

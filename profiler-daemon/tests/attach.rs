@@ -7,7 +7,7 @@ mod support;
 use std::io::Write;
 use std::net::TcpStream;
 
-use support::http::{Client, Exchange};
+use support::http::{Client, Exchange, unread};
 use support::reader::Reader;
 use support::{Daemon, wait_for};
 
@@ -91,15 +91,4 @@ fn a_request_that_was_under_way_is_not_taken_for_another() {
             (0..5).map(|number| ask(&mut client, "GET", &format!("/get/{number}"), b"")).collect();
         recorded(&daemon, &done);
     }
-}
-
-/// Bytes that wait at the other end of a connection of this machine: `/proc/net/tcp` lists, in hexadecimal,
-/// `sl local rem st tx_queue:rx_queue`.
-fn unread(stream: &TcpStream) -> Option<u64> {
-    let port = |address: std::net::SocketAddr| format!("0100007F:{:04X}", address.port());
-    let (here, there) = (port(stream.local_addr().ok()?), port(stream.peer_addr().ok()?));
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let row = rows.find(|row| row.get(1) == Some(&&*there) && row.get(2) == Some(&&*here))?;
-    u64::from_str_radix(row.get(4)?.split(':').nth(1)?, 16).ok()
 }

@@ -12,12 +12,9 @@ const fn token(b: u8) -> bool {
 }
 
 /// Whether the first `visible` bytes, in the low bytes of `first`, may begin a request line: up to four bytes of an
-/// upper-case token, or fewer and a space. Any method passes, but not the start of a response. An empty line may stand
-/// before it (RFC 9112, 2.2).
+/// upper-case token, or fewer and a space. Any method passes, but not the start of a response.
 #[inline(always)]
 pub fn may_begin_request(first: u64, visible: u64) -> bool {
-    let empty = visible > 2 && first as u16 == u16::from_le_bytes(*b"\r\n");
-    let (first, visible) = if empty { (first >> 16, visible - 2) } else { (first, visible) };
     let b = first.to_le_bytes();
     if !b[0].is_ascii_uppercase() || first as u32 == word(b"HTTP") {
         return false;
@@ -35,6 +32,95 @@ pub fn may_begin_request(first: u64, visible: u64) -> bool {
         return false;
     }
     visible < 4 || b[3] == b' ' || token(b[3])
+}
+
+/// Whether an empty line stands first, as may be in front of a request (RFC 9112, 2.2).
+#[inline(always)]
+pub fn empty_line(first: u64, visible: u64) -> bool {
+    visible >= 2 && first as u16 == u16::from_le_bytes(*b"\r\n")
+}
+
+/// Where a request line is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// At the start of a connection: the PROXY protocol's line may stand there.
+    Start,
+    /// Behind a head, where a body is likelier.
+    Body,
+}
+
+/// Longest method; registered ones have up to 17 letters (`UPDATEREDIRECTREF`).
+const METHOD_MAX: u64 = 20;
+
+/// Whether bytes, of which the first 24 or all `visible` are in `words` and 0 behind them, begin a request line as far
+/// as they go: an upper-case token, a space, and what can begin a target.
+#[inline(always)]
+pub fn may_be_request_line(words: &[u64; 3], visible: u64, at: Where) -> bool {
+    if !may_begin_request(words[0], visible) {
+        return false;
+    }
+    let marks = [no_token(words[0]), no_token(words[1]), no_token(words[2])];
+    let length = if marks[0] != 0 {
+        first_mark(marks[0]) - 1
+    } else if marks[1] != 0 {
+        first_mark(marks[1]) + 7
+    } else if marks[2] != 0 {
+        first_mark(marks[2]) + 15
+    } else {
+        24
+    };
+    if length > METHOD_MAX {
+        return false;
+    }
+    if length >= visible {
+        return true;
+    }
+    if byte(words, length) != b' ' {
+        return false;
+    }
+    if length + 1 >= visible {
+        return true;
+    }
+    let target = byte(words, length + 1);
+    match target {
+        b'/' | b'*' | b'h' | b'H' => return true,
+        b'[' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' if words[0] == u64::from_le_bytes(*b"CONNECT ") => {
+            return true;
+        }
+        _ => {}
+    }
+    let first = words[0] as u32;
+    at == Where::Start
+        && (first == word(b"GET ")
+            || first == word(b"PUT ")
+            || (length == 4 && (first == word(b"POST") || first == word(b"HEAD")))
+            || (first == word(b"PROX") && (target == b'T' || target == b'U')))
+}
+
+/// The byte at `at`, below 24.
+#[inline(always)]
+fn byte(words: &[u64; 3], at: u64) -> u8 {
+    let w = if at < 8 {
+        words[0]
+    } else if at < 16 {
+        words[1]
+    } else {
+        words[2]
+    };
+    (w >> ((at & 7) * 8)) as u8
+}
+
+/// Marks, with its top bit, each byte that is not of a method.
+#[inline(always)]
+const fn no_token(w: u64) -> u64 {
+    const TOP: u64 = 0x8080_8080_8080_8080;
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let low = w & !TOP;
+    let from_a = low + (0x80 - b'A' as u64) * EACH;
+    let beyond_z = low + (0x7f - b'Z' as u64) * EACH;
+    let letter = from_a & !beyond_z & !w & TOP;
+    let other = equal(w, b'-' as u64 * EACH) | equal(w, b'_' as u64 * EACH);
+    !(letter | other) & TOP
 }
 
 /// Whether four bytes begin one of the registered methods; asked for connections that nobody saw being accepted,
@@ -106,9 +192,7 @@ mod tests {
 
     #[test]
     fn requests_and_responses_are_told_apart() {
-        for text in
-            ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x", "X /x", "GE", "\r\nGET /", "\r\nP"]
-        {
+        for text in ["GET / HTTP/1.1", "G", "PR", "M-SEARCH *", "PROPFIND /x", "X /x", "GE"] {
             let (w, n) = first(text.as_bytes());
             assert!(may_begin_request(w, n), "{text}");
         }
@@ -125,7 +209,6 @@ mod tests {
             "\r\nHTTP/1.1 200",
             "\r\r\nGET",
             "\n",
-            "\r\n5\r\n",
         ] {
             let (w, n) = first(text.as_bytes());
             assert!(!may_begin_request(w, n), "{text}");
@@ -140,6 +223,65 @@ mod tests {
         }
         assert!(begins_known_method(first(b"PATCH /").0 as u32));
         assert!(!begins_known_method(first(b"VALUE k").0 as u32));
+    }
+
+    #[test]
+    fn request_lines_are_told_from_other_text() {
+        let line = |text: &str, at: Where| {
+            let mut b = [0u8; 24];
+            let n = text.len().min(24);
+            b[..n].copy_from_slice(&text.as_bytes()[..n]);
+            let w = |i: usize| u64::from_le_bytes(b[i * 8..i * 8 + 8].try_into().unwrap());
+            may_be_request_line(&[w(0), w(1), w(2)], text.len() as u64, at)
+        };
+        let both = [
+            "GET / HTTP/1.1",
+            "G",
+            "GET",
+            "GET ",
+            "GET /",
+            "OPTIONS * HTTP/1.1",
+            "M-SEARCH * HTTP/1.1",
+            "VERSION-CONTROL /x HTTP/1.1",
+            "UPDATEREDIRECTREF /x HTTP/1.1",
+            "GET http://a/",
+            "CONNECT a:443 HTTP/1.1",
+            "CONNECT [::1]:443",
+            "PRI * HTTP/2.0",
+            "ABCDEFGHIJKLMNOPQRST /",
+            "ABCDEFGH /",
+            "ABCDEFG /",
+        ];
+        for text in both {
+            assert!(line(text, Where::Start) && line(text, Where::Body), "{text}");
+        }
+        for text in ["PROXY TCP4 127.0.0.1", "PROXY UNKNOWN\r\n", "GET x HTTP/1.1", "POST ?"] {
+            assert!(line(text, Where::Start) && !line(text, Where::Body), "{text}");
+        }
+        let neither = [
+            "USER anna\r\n",
+            "PASS secret",
+            "EHLO mail",
+            "PUB foo 5\r\n",
+            "CONNECT {\"a\"",
+            "QUIT\r\n",
+            "NAME=value",
+            "ABCDEFGHIJKLMNOPQRSTU /",
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+            "HTTP/1.1 200",
+            "get /",
+            "A,B,C",
+            "POSTAL CODE",
+            "GeT /",
+            "ABCDEFGh /",
+            "\u{e9}A /",
+            "",
+        ];
+        for text in neither {
+            assert!(!line(text, Where::Start) && !line(text, Where::Body), "{text}");
+        }
+        let (empty, n) = first(b"\r\nGET /");
+        assert!(empty_line(empty, n) && !empty_line(empty, 1) && !empty_line(first(b"\n\r").0, 2));
     }
 
     /// The word-wise search against a plain search for the four bytes, at every position and split.

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{perf_event, raw_tracepoint, uprobe},
     programs::{PerfEventContext, ProbeContext, RawTracePointContext},
 };
-use kernel::{boundary, lifecycle, sampler};
+use kernel::{boundary, lifecycle, sampler, transfer};
 
 /// CPU clock: one per CPU.
 #[perf_event]
@@ -88,13 +88,13 @@ pub fn http_enter(ctx: ProbeContext) -> u32 {
 /// Tail-called for each piece of what was received.
 #[uprobe]
 pub fn transfer_in(ctx: ProbeContext) -> u32 {
-    boundary::transfer_in(&ctx)
+    transfer::step_in(&ctx)
 }
 
 /// Tail-called for each piece of what was sent.
 #[uprobe]
 pub fn transfer_out(ctx: ProbeContext) -> u32 {
-    boundary::transfer_out(&ctx)
+    transfer::step_out(&ctx)
 }
 
 /// `accept`, `accept4`.

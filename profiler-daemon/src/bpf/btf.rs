@@ -133,12 +133,18 @@ fn resolve(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
     let get = |structure, path: &[&str], what| btf.offset(structure, path).ok_or(BtfError::Missing(what));
     Ok(KernelOffsets {
         valid: 1,
-        task_pid: get("task_struct", &["pid"], "task_struct.pid")?,
         task_tgid: get("task_struct", &["tgid"], "task_struct.tgid")?,
         task_signal: get("task_struct", &["signal"], "task_struct.signal")?,
         task_fsbase: get("task_struct", &["thread", "fsbase"], "task_struct.thread.fsbase")?,
         signal_live: get("signal_struct", &["live"], "signal_struct.live")?,
         task_nvcsw: get("task_struct", &["nvcsw"], "task_struct.nvcsw")?,
+        task_files: get("task_struct", &["files"], "task_struct.files")?,
+        files_fdt: get("files_struct", &["fdt"], "files_struct.fdt")?,
+        fdtable_max_fds: get("fdtable", &["max_fds"], "fdtable.max_fds")?,
+        fdtable_fd: get("fdtable", &["fd"], "fdtable.fd")?,
+        file_inode: get("file", &["f_inode"], "file.f_inode")?,
+        inode_number: get("inode", &["i_ino"], "inode.i_ino")?,
+        inode_mode: get("inode", &["i_mode"], "inode.i_mode")?,
     })
 }
 

@@ -3,6 +3,8 @@
 //! The only place that gives a sample to a request, and the only one that takes trust away. Where a thread may have
 //! worked on something else, nothing is given; see [`super::thread`] for the rule.
 
+use profiler_common::Data;
+
 use super::engine::Engine;
 use super::output::{Output, Place, RequestKey, Sink};
 use crate::decode::SampleEvent;
@@ -64,6 +66,28 @@ impl Engine {
                 None if done => self.counters.samples_after_response += 1,
                 None => self.counters.samples_unknown += 1,
             },
+        }
+    }
+
+    /// Samples of a request that no sample's record tells of.
+    pub(super) fn samples_lost(&mut self, place: Place, tid: u32, data: &Data) {
+        let marked = self.threads.get(&tid).is_some_and(|thread| thread.activation == data.activation);
+        let key = self.connections.get(&place.0).and_then(|fds| fds.get(&place.1)).and_then(|conn| {
+            let seq = conn.machine.current()?.seq;
+            conn.requests.iter().find(|(s, _)| *s == seq).map(|(_, key)| *key)
+        });
+        if marked && let Some(request) = key.and_then(|key| self.open.get_mut(&key)) {
+            request.lost += u64::from(data.samples_lost);
+        }
+    }
+
+    /// The thread has dealt with another client meanwhile, of which nothing else tells.
+    pub(super) fn interleaved(&mut self, tid: u32, activation: u64, sink: Sink<'_>) {
+        let Some(thread) = self.threads.get(&tid).filter(|thread| thread.activation == activation) else {
+            return;
+        };
+        for key in thread.open.clone() {
+            self.overlap(key, sink);
         }
     }
 

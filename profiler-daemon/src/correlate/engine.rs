@@ -120,6 +120,7 @@ impl Engine {
                 sink(Output::Process(ProcessEvent::Exec { pid: header.pid }));
             }
             Event::Exit { header, live } => self.exit(header.pid, header.tid, header.time, *live, sink),
+            Event::Interleaved { header, activation } => self.interleaved(header.tid, *activation, sink),
         }
     }
 
@@ -196,6 +197,9 @@ impl Engine {
             }
         }
         let header = &data.header;
+        if data.samples_lost > 0 {
+            self.samples_lost(place, header.tid, data);
+        }
         if data.errno != 0 {
             // Other errors say something about the call: sendfile from what is no file, a bad address.
             if ENDED.contains(&(data.errno as i32)) {

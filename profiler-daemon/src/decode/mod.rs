@@ -5,7 +5,7 @@
 //! error to be counted, never a guess.
 
 use profiler_common::{
-    Accept, Close, ConnId, Data, Exit, Fork, Header, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample,
+    Accept, Close, ConnId, Data, Exit, Fork, Header, Interleaved, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample,
     USER_FRAMES_MAX,
 };
 
@@ -19,6 +19,7 @@ pub enum Event<'a> {
     Fork { header: Header, child: u32 },
     Exec(Header),
     Exit { header: Header, live: u32 },
+    Interleaved { header: Header, activation: u64 },
 }
 
 /// A CPU sample with its raw stack, leaf first.
@@ -65,6 +66,7 @@ impl Plain for Accept {}
 impl Plain for Close {}
 impl Plain for Fork {}
 impl Plain for Exit {}
+impl Plain for Interleaved {}
 
 fn pod<T: Plain>(bytes: &[u8]) -> T {
     assert!(bytes.len() >= size_of::<T>());
@@ -112,6 +114,9 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     } else if is(Kind::Exit) {
         let record: Exit = fixed(bytes)?;
         Ok(Event::Exit { header: record.header, live: record.live })
+    } else if is(Kind::Interleaved) {
+        let record: Interleaved = fixed(bytes)?;
+        Ok(Event::Interleaved { header: record.header, activation: record.activation })
     } else {
         Err(DecodeError::Kind(header.kind))
     }
@@ -167,9 +172,24 @@ mod tests {
         assert_eq!(decode(&bytes).unwrap_err(), DecodeError::Kind(99));
     }
 
+    /// Laid out by hand as record.rs documents.
+    #[test]
+    fn interleaving_is_read_field_by_field() {
+        let mut b = Vec::new();
+        b.extend(8u16.to_ne_bytes());
+        b.extend([0; 6]);
+        b.extend(77u64.to_ne_bytes());
+        b.extend(10u32.to_ne_bytes());
+        b.extend(11u32.to_ne_bytes());
+        b.extend(5u64.to_ne_bytes());
+        let Ok(Event::Interleaved { header, activation }) = decode(&b) else { panic!() };
+        assert_eq!((header.time, header.pid, header.tid, activation), (77, 10, 11, 5));
+        assert_eq!(decode(&b[..31]).unwrap_err(), DecodeError::Short(31));
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..9) {
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..10) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             if bytes.len() > 1 { bytes[1] = 0; }

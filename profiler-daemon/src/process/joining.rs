@@ -18,8 +18,8 @@ use crate::bpf::Connections;
 /// - By a new connection: the probe in `accept` makes an entry, which ours never replaces, and which replaces ours.
 ///
 /// What remains is a descriptor that changes hands without `close` (`dup2`, `close_range`), as with connections that
-/// were seen being accepted. Even then nothing is recorded before bytes arrive that begin with a method and go on as a
-/// whole request line.
+/// were seen being accepted. Even then nothing is recorded before bytes arrive, from a socket, that begin with a method
+/// and go on as a whole request line.
 pub fn join(pid: u32, connections: &Connections) -> Result<(), MapError> {
     for (fd, inode) in sockets::incoming(pid) {
         let Some(joined) = connections.join(pid, fd)? else { continue };

@@ -5,7 +5,8 @@
 //!
 //! `Builder::add` runs once per sample on the hot path. Consecutive samples of a thread mostly share their outer
 //! frames, so the path of the previous stack is reused as far as the frames are the same objects; below that, one
-//! look-up per frame by (node, address of the frame) finds the child without touching a string.
+//! look-up per frame by (node, address of the frame) finds the child without touching a string. What samples cost the
+//! lines of their callers is summed on the path, and booked when a frame leaves it.
 
 use std::sync::Arc;
 
@@ -31,8 +32,19 @@ pub struct Builder {
     kept: FxHashMap<usize, Arc<Frame>>,
     /// (node, address of a frame) to the child node.
     edges: FxHashMap<(u32, usize), u32>,
-    /// The previous stack: address of the frame and its node.
-    path: Vec<(usize, u32)>,
+    /// The previous stack.
+    path: Vec<Step>,
+}
+
+/// A frame of the previous stack.
+struct Step {
+    /// Address of the frame.
+    frame: usize,
+    node: u32,
+    /// Where its caller, the frame before, stood.
+    line: u32,
+    /// Of the samples that ended here or below since it came onto the path: not yet booked for `line`.
+    cost: Cost,
 }
 
 impl Builder {
@@ -42,17 +54,23 @@ impl Builder {
         let cost = Cost { ns: weight, samples: 1 };
         self.samples = self.samples.saturating_add(1);
         self.sampled_ns = self.sampled_ns.saturating_add(weight);
-        if self.edges.len() >= MAX_EDGES {
+        let full = self.edges.len() >= MAX_EDGES;
+        let seen = |step: &Step, frame: &Arc<Frame>| step.frame == address(frame);
+        let same = if full {
+            0
+        } else {
+            self.path.iter().zip(stack).take_while(|(step, frame)| seen(step, frame)).count()
+        };
+        self.leave(same);
+        if full {
             self.kept.clear();
             self.edges.clear();
-            self.path.clear();
         }
-        let same = self.path.iter().zip(stack).take_while(|(seen, frame)| seen.0 == address(frame)).count();
-        self.path.truncate(same);
-        let mut node = self.path.last().map_or(ROOT, |last| last.1);
-        for frame in &stack[same..] {
+        let mut node = self.path.last().map_or(ROOT, |last| last.node);
+        for (at, frame) in stack.iter().enumerate().skip(same) {
             let Some(child) = self.child(node, frame) else { break };
-            self.path.push((address(frame), child));
+            let line = at.checked_sub(1).map_or(0, |caller| stack[caller].line);
+            self.path.push(Step { frame: address(frame), node: child, line, cost: Cost::default() });
             node = child;
         }
         let shown = self.path.len();
@@ -72,8 +90,23 @@ impl Builder {
                 self.growth.own_line(node, leaf.line, cost);
             }
         }
-        for (caller, (_, callee)) in stack.iter().zip(&self.path[shown.min(1)..]) {
-            self.growth.call_line(*callee, caller.line, cost);
+        if let Some(last) = self.path.last_mut() {
+            last.cost.add(cost);
+        }
+    }
+
+    /// Takes all but the first `keep` frames off the path.
+    fn leave(&mut self, keep: usize) {
+        while self.path.len() > keep {
+            let Some(step) = self.path.pop() else { break };
+            if step.cost.samples == 0 {
+                continue;
+            }
+            // The outermost frame has no caller, and an unknown line is not stored.
+            self.growth.call_line(step.node, step.line, step.cost);
+            if let Some(caller) = self.path.last_mut() {
+                caller.cost.add(step.cost);
+            }
         }
     }
 
@@ -102,7 +135,8 @@ impl Builder {
     }
 
     /// `duration`: the request's, ns; what the samples do not cover is shown as `[unsampled]` in the wall view.
-    pub fn finish(self, duration: u64) -> Profile {
+    pub fn finish(mut self, duration: u64) -> Profile {
+        self.leave(0);
         let mut profile = self.growth.finish();
         profile.duration_ns = duration;
         profile.requests = 1;
@@ -505,5 +539,53 @@ mod tests {
         assert_eq!(sum.truncated_samples(), before + 1);
         assert_eq!(named(&sum, &[TRUNCATED]).own().ns, before + 9);
         assert_eq!(sum.samples(), 25_001);
+    }
+
+    /// What a node's lines must add up to, by the path to it: own and call costs by line.
+    type Lines = std::collections::BTreeMap<Vec<String>, [std::collections::BTreeMap<u32, u64>; 2]>;
+
+    fn lines_of(node: super::super::NodeRef<'_>, path: &[String], into: &mut Lines) {
+        let by_line = |lines: &[LineCost]| lines.iter().map(|l| (l.line, l.cost.ns)).collect();
+        into.insert(path.to_vec(), [by_line(node.own_lines()), by_line(node.call_lines())]);
+        for child in node.children() {
+            let mut path = path.to_vec();
+            path.push(child.name().to_owned());
+            lines_of(child, &path, into);
+        }
+    }
+
+    proptest::proptest! {
+        /// Against a sum over the stacks that knows nothing of paths and pending costs.
+        #[test]
+        fn lines_add_up_however_stacks_follow_each_other(
+            stacks in proptest::collection::vec(proptest::collection::vec((0u8..3, 1u32..4), 0..7), 0..60),
+        ) {
+            let interned: Vec<Vec<Arc<Frame>>> = (0..3)
+                .map(|f| (0..4).map(|line| Arc::new(py(&format!("f{f}"), line))).collect())
+                .collect();
+            let mut builder = Builder::default();
+            let mut wanted = Lines::from([(Vec::new(), Default::default())]);
+            for (n, stack) in stacks.iter().enumerate() {
+                let weight = 1u64 << (n % 40);
+                let frames: Vec<Arc<Frame>> =
+                    stack.iter().map(|(f, line)| interned[usize::from(*f)][*line as usize].clone()).collect();
+                builder.add(&frames, weight);
+                let mut path = Vec::new();
+                for (at, (f, line)) in stack.iter().enumerate() {
+                    path.push(format!("f{f}"));
+                    let [own, call] = wanted.entry(path.clone()).or_default();
+                    if at > 0 {
+                        *call.entry(stack[at - 1].1).or_default() += weight;
+                    }
+                    if at + 1 == stack.len() {
+                        *own.entry(*line).or_default() += weight;
+                    }
+                }
+            }
+            let mut found = Lines::default();
+            let profile = builder.finish(0);
+            lines_of(profile.root(), &[], &mut found);
+            proptest::prop_assert_eq!(found, wanted);
+        }
     }
 }

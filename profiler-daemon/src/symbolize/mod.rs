@@ -71,8 +71,9 @@ pub struct Symbolizer {
     kernel: Generations<u64, Rc<Resolved>>,
     interner: Interner,
     counters: FxHashMap<(FrameKind, Reason), u64>,
-    /// The current stack, leaf first; here to keep its allocation.
-    scratch: Vec<Rc<Resolved>>,
+    /// The current stack without what it shares with the one before, leaf first, and without the frames that are not
+    /// shown; here to keep its allocation.
+    scratch: Vec<Option<Rc<Resolved>>>,
     clock: u64,
     /// Bytes added since the last audit.
     added: usize,
@@ -114,8 +115,9 @@ impl Symbolizer {
         process.used = self.clock;
         process.refresh();
 
+        let shared = process.recent.shared(user);
         let mut cutting = false;
-        for raw in user {
+        for raw in &user[..user.len() - shared] {
             let caller = raw.kind() == FRAME_NATIVE_CALLER;
             if cutting && caller {
                 outcome.cut += 1;
@@ -128,7 +130,10 @@ impl Symbolizer {
             cutting = false;
             match resolved.kind {
                 ResolvedKind::Named => {}
-                ResolvedKind::InterpreterLoop if python => continue,
+                ResolvedKind::InterpreterLoop if python => {
+                    self.scratch.push(None);
+                    continue;
+                }
                 ResolvedKind::InterpreterLoop => {}
                 ResolvedKind::Unresolved(reason) => {
                     outcome.unresolved += 1;
@@ -141,13 +146,17 @@ impl Symbolizer {
                     continue;
                 }
             }
-            self.scratch.push(resolved);
+            self.scratch.push(Some(resolved));
         }
-        self.put_back(key, process);
-        for resolved in self.scratch.iter().rev() {
+        let outer = process.recent.outermost(shared);
+        for resolved in outer.iter().rev().chain(self.scratch.iter().rev()).flatten() {
             out.extend_from_slice(&resolved.frames);
         }
+        if outcome == Outcome::default() {
+            process.recent.keep(user, shared, &mut self.scratch);
+        }
         self.scratch.clear();
+        self.put_back(key, process);
         self.resolve_kernel(kernel, out, &mut outcome);
         outcome
     }
@@ -292,7 +301,7 @@ impl Symbolizer {
         // A call may be the last instruction of its function, so what is looked up is the call itself.
         let caller = raw.kind() == FRAME_NATIVE_CALLER;
         let address = raw.address.wrapping_sub(caller.into());
-        let Some(mapping) = process.mapping(address).filter(|m| m.executable) else {
+        let Some(mapping) = process.mapping(address, caller).filter(|m| m.executable) else {
             return if caller {
                 cut(Reason::Unmapped)
             } else {

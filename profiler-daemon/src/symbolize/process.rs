@@ -54,10 +54,10 @@ pub(super) const BYTES_MAX: usize = 8 << 20;
 /// How often an unknown address may make us read the map again: a read costs 100 µs and more.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 /// A library that takes another's place gets its names as long as the map is believed. Longer where reading it takes
-/// long: it may cost half a percent of a CPU per process.
-const BELIEVED: Duration = Duration::from_millis(250);
+/// long: it may cost a thousandth of a CPU per process.
+const BELIEVED: Duration = Duration::from_secs(1);
 const BELIEVED_MAX: Duration = Duration::from_secs(30);
-const READING_SHARE: u32 = 200;
+const READING_SHARE: u32 = 1000;
 
 /// The process's Python.
 #[derive(Clone)]
@@ -89,6 +89,43 @@ pub(super) struct Process {
     added: usize,
     /// When it was used last, on the symbolizer's own count.
     pub(super) used: u64,
+    pub(super) recent: Recent,
+}
+
+/// The stack that was resolved last: most of the next one is the same, from its outermost frame on.
+#[derive(Default)]
+pub(super) struct Recent {
+    /// Leaf first. Of a stack whose frames all have names: others are tried again, and counted, for each sample.
+    raw: Vec<RawFrame>,
+    /// What became of each, in the same order; `None` is not shown.
+    resolved: Vec<Option<Rc<Resolved>>>,
+}
+
+impl Recent {
+    /// How many of the outermost frames of `user` are those of this stack, from a Python frame on: what a native one
+    /// means depends on the frames below it.
+    pub(super) fn shared(&self, user: &[RawFrame]) -> usize {
+        let same = self.raw.iter().rev().zip(user.iter().rev()).take_while(|(a, b)| a == b).count();
+        let outer = &user[user.len() - same..];
+        outer.iter().position(|raw| raw.kind() == FRAME_PYTHON).map_or(0, |at| same - at)
+    }
+
+    /// What became of the outermost frames.
+    pub(super) fn outermost(&self, count: usize) -> &[Option<Rc<Resolved>>] {
+        &self.resolved[self.resolved.len() - count..]
+    }
+
+    /// Remembers `user`, of which the `shared` outermost frames are known and `inner` is the rest.
+    pub(super) fn keep(&mut self, user: &[RawFrame], shared: usize, inner: &mut Vec<Option<Rc<Resolved>>>) {
+        self.resolved.splice(..self.resolved.len() - shared, inner.drain(..));
+        self.raw.clear();
+        self.raw.extend_from_slice(user);
+    }
+
+    fn clear(&mut self) {
+        self.raw.clear();
+        self.resolved.clear();
+    }
 }
 
 impl Process {
@@ -108,6 +145,7 @@ impl Process {
             recount_at: 0,
             added: 0,
             used: 0,
+            recent: Recent::default(),
         }
     }
 
@@ -135,6 +173,7 @@ impl Process {
             recount_at: self.recount_at,
             added: 0,
             used: self.used,
+            recent: Recent::default(),
         }
     }
 
@@ -157,6 +196,7 @@ impl Process {
         if self.size() > BYTES_MAX {
             self.codes.clear();
             self.frames.clear();
+            self.recent.clear();
             (self.code_bytes, self.recount_at) = (0, 0);
         }
     }
@@ -173,9 +213,10 @@ impl Process {
         self.code_bytes + self.frames.len() * FRAME_COST
     }
 
-    /// The mapping that holds an address, after another look if it is not known.
-    pub(super) fn mapping(&mut self, address: u64) -> Option<Mapping> {
-        if self.maps.lookup(address).is_none() {
+    /// The mapping that holds an address, after another look if it is not known. A guess is usually wrong, so for one
+    /// the map is not read before its time.
+    pub(super) fn mapping(&mut self, address: u64, guess: bool) -> Option<Mapping> {
+        if self.maps.lookup(address).is_none() && (!guess || self.scanned.is_none()) {
             self.rescan();
         }
         self.maps.lookup(address).cloned()
@@ -213,6 +254,7 @@ impl Process {
             return;
         }
         // What is mapped there now is not what it was when these got their names.
+        self.recent.clear();
         self.frames.retain(|raw| {
             raw.kind() == FRAME_PYTHON || !changed.iter().any(|range| range.contains(&raw.address))
         });

@@ -200,6 +200,36 @@ fn python_stacks_outlive_their_process() {
             assert_eq!((names(&stack), outcome), (vec!["inner"], Outcome::default()));
         }
 
+        // In whatever order stacks follow each other, each is what it would be alone. (`user` is the loop, then three
+        // Python frames.)
+        let [inside, inner, outer, module] = user[..] else { panic!("four frames: {user:?}") };
+        let start = RawFrame::new(FRAME_PYTHON, inner.address, 0, inner.check);
+        let (wild, unmapped) = (RawFrame::new(FRAME_PYTHON, 0x10, 0, 0), caller(0x10));
+        let stacks: [&[RawFrame]; 12] = [
+            &[inside, inner, outer, module],
+            &[start, outer, module],
+            &[inner, outer, module],
+            &[outer, module],
+            &[inner, unmapped, outer, module],
+            &[inner, outer, module, unmapped],
+            &[start, outer, module, unmapped],
+            &[wild, outer, module],
+            &[start, wild, module],
+            &[inside, unmapped, outer, module],
+            &[module],
+            &[],
+        ];
+        for first in stacks {
+            for second in stacks {
+                resolve(&mut symbolizer, key, first);
+                let (after, outcome) = resolve(&mut symbolizer, key, second);
+                let (alone, expected) = resolve(&mut Symbolizer::default(), key, second);
+                assert_eq!((names(&after), outcome), (names(&alone), expected), "{first:?} {second:?}");
+                let lines = |stack: &[Arc<Frame>]| stack.iter().map(|f| f.line).collect::<Vec<_>>();
+                assert_eq!(lines(&after), lines(&alone));
+            }
+        }
+
         // Something else than what the kernel side saw.
         let mut other = user[1];
         other.check ^= 1;

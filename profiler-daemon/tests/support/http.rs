@@ -48,6 +48,17 @@ impl Exchange {
     }
 }
 
+/// Bytes that wait at the other end of a connection of this machine: `/proc/net/tcp` lists, in hexadecimal,
+/// `sl local rem st tx_queue:rx_queue`.
+pub fn unread(stream: &TcpStream) -> Option<u64> {
+    let port = |address: std::net::SocketAddr| format!("0100007F:{:04X}", address.port());
+    let (here, there) = (port(stream.local_addr().ok()?), port(stream.peer_addr().ok()?));
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.get(1) == Some(&&*there) && row.get(2) == Some(&&*here))?;
+    u64::from_str_radix(row.get(4)?.split(':').nth(1)?, 16).ok()
+}
+
 /// CLOCK_MONOTONIC, ns.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

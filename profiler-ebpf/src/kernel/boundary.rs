@@ -6,15 +6,17 @@
 use aya_ebpf::{bindings::pt_regs, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
-    Accept, Close, ConnId, Connection, DIR_IN, DIR_OUT, Kind, Stat, Target, connection_flags, connection_key,
-    connection_state, flags, target_flags,
+    Accept, ConnId, Connection, DIR_IN, DIR_OUT, Interleaved, Kind, Stat, Target, connection_flags,
+    connection_key, connection_state, target_flags,
 };
 use profiler_ebpf::{head::begins_known_method, memory::Memory};
 
 use super::{
-    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, TRANSFER_STEPS, count, settings},
-    piece::{self, Flow},
-    task::{Current, Ids, header, ids, now, read_kernel, read_user, task},
+    connection::{Flow, Shared},
+    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, count, settings},
+    piece,
+    task::{Current, Ids, header, ids, now, opened, read_kernel, read_user, task},
+    transfer::{self, FLAT, MESSAGE, Transfer, VECTOR, elements},
 };
 
 /// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
@@ -22,19 +24,8 @@ const NOT_STREAM: u64 = 0x1 | 0x2 | 0x2000;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
 
-/// Where the bytes of a transfer are; values of `Connection::call`.
-const FLAT: u32 = 0;
-/// `rsi` and `rdx` are an array of `struct iovec` and its length.
-const VECTOR: u32 = 1;
-/// `rsi` is a `struct msghdr`.
-const MESSAGE: u32 = 2;
-
-/// Slots of `TRANSFER_STEPS`.
-const STEP_IN: u32 = 0;
-const STEP_OUT: u32 = 1;
-
 #[inline(always)]
-fn regs(ctx: &ProbeContext) -> &pt_regs {
+pub fn regs(ctx: &ProbeContext) -> &pt_regs {
     // SAFETY: the context of a uprobe is the interrupted registers.
     unsafe { &*ctx.regs }
 }
@@ -109,41 +100,54 @@ pub fn sendfile(ctx: &ProbeContext) -> u32 {
     if result <= 0 {
         return ended(&flow, conn, result);
     }
-    // glibc's wrapper has no cheap site before its system call.
-    conn.entered = 0;
-    piece::emit(&flow, conn, 0, result as u64, true);
+    // Nothing of it is looked at, and glibc's wrapper has no cheap site before its system call.
+    let mut transfer = Transfer::new(conn, FLAT, 0);
+    piece::emit(&flow, conn, &mut transfer, 0, result as u64, true);
     0
 }
 
 /// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes at this
 /// address say that it is one.
 #[inline(always)]
-fn followed(
-    ctx: &ProbeContext,
-    ids: Ids,
-    direction: u16,
-    discover: Option<u32>,
-) -> Option<(Flow, &'static mut Connection)> {
+fn followed(ctx: &ProbeContext, ids: Ids, direction: u16, discover: Option<u32>) -> Option<(Flow, Shared)> {
     let r = regs(ctx);
-    let fd = r.rdi as u32;
-    let key = connection_key(ids.pid, fd);
-    let conn = match CONNECTIONS.get_ptr_mut(key) {
+    let flow = Flow::new(ids, r.rdi as u32, direction);
+    let conn = match Shared::of(flow.key) {
         Some(conn) => conn,
         None => match discover {
-            Some(call) if r.rax as i64 >= 4 && !serves(ids.tid) => self::discover(key, r, call)?,
+            Some(call) if r.rax as i64 >= 4 && !serves(ids.tid) => self::discover(flow.key, r, call)?,
             _ => return None,
         },
     };
-    // SAFETY: a live map value; entries are preallocated and never unmapped.
-    let conn = unsafe { &mut *conn };
-    if conn.flags & connection_flags::IGNORED != 0 {
+    if conn.is(connection_flags::IGNORED) {
+        interleaved(&flow);
         return None;
     }
-    Some((Flow { ids, fd, key, direction }, conn))
+    Some((flow, conn))
 }
 
-/// A transfer: what is cheap is decided here, the bytes are looked at by [`transfer`], which all calls share,
-/// because it is large and the verifier takes its time with each copy.
+/// The thread has dealt with a client of which no other record tells. If it is within a request of another one, it does
+/// several things at a time, and its samples are nobody's.
+#[inline(always)]
+fn interleaved(flow: &Flow) {
+    let Some(active) = ACTIVE.get_ptr_mut(flow.ids.tid) else { return };
+    // SAFETY: a live map value, and the entry of the current thread; the sampler uses other fields.
+    let active = unsafe { &mut *active };
+    if active.key == flow.key || active.told != 0 {
+        return;
+    }
+    match EVENTS.reserve::<Interleaved>(0) {
+        Some(mut slot) => {
+            let header = header(Kind::Interleaved, flow.ids, now());
+            slot.write(Interleaved { header, activation: active.activation });
+            slot.submit(QUIET);
+            active.told = 1;
+        }
+        None => count(Stat::BoundaryLostRing),
+    }
+}
+
+/// A transfer: what is cheap is decided here, its bytes are looked at by [`transfer`].
 #[inline(always)]
 fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
     let ids = ids();
@@ -151,16 +155,12 @@ fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
         return 0;
     }
     let Some((flow, conn)) = followed(ctx, ids, direction, discover.then_some(call)) else { return 0 };
-    if direction == DIR_OUT {
-        conn.entered = entered(&flow);
-    }
+    let entered = if direction == DIR_OUT { entered(&flow) } else { 0 };
     let result = regs(ctx).rax as i64;
     if result <= 0 {
         return ended(&flow, conn, result);
     }
-    reset(conn);
-    conn.call = call;
-    next(ctx, &flow, conn, result as u64)
+    transfer::start(ctx, &flow, conn, call, entered, result as u64)
 }
 
 /// A call that writes is about to be made. When it returns is not when the bytes went out: the client that they wake
@@ -211,117 +211,22 @@ fn waits() -> Option<u64> {
     read_kernel(task(), kernel.task_nvcsw).ok()
 }
 
-#[inline(always)]
-pub fn transfer_in(ctx: &ProbeContext) -> u32 {
-    transfer(ctx, DIR_IN)
-}
-
-#[inline(always)]
-pub fn transfer_out(ctx: &ProbeContext) -> u32 {
-    transfer(ctx, DIR_OUT)
-}
-
-/// On to the next piece.
-#[inline(always)]
-fn next(ctx: &ProbeContext, flow: &Flow, conn: &mut Connection, total: u64) -> u32 {
-    // SAFETY: the array holds uprobe programs.
-    unsafe { TRANSFER_STEPS.tail_call(ctx, if flow.direction == DIR_IN { STEP_IN } else { STEP_OUT }) };
-    // The chain is at its limit: the rest is one invisible piece.
-    let rest = total.saturating_sub(conn.offset);
-    count(Stat::PipelineOverflow);
-    piece::emit_plain(flow, conn, rest, flags::PIPELINE_OVERFLOW, 0);
-    reset(conn);
-    0
-}
-
-/// One piece of one call's transfer; tail-called again while bytes are left.
-#[inline(always)]
-fn transfer(ctx: &ProbeContext, direction: u16) -> u32 {
-    let ids = ids();
-    let Some((flow, conn)) = followed(ctx, ids, direction, None) else { return 0 };
-    let r = regs(ctx);
-    let total = r.rax;
-    let done = conn.offset;
-    if done >= total {
-        reset(conn);
-        return 0;
-    }
-    let left_total = total - done;
-    let (address, left, element_left) = match elements(r, conn.call) {
-        None => (r.rsi + done, left_total, left_total),
-        Some((array, length)) => {
-            if u64::from(conn.element) >= length {
-                (0, left_total, 0)
-            } else {
-                let at = array + u64::from(conn.element) * 16;
-                match (Current.word(at), Current.word(at + 8)) {
-                    (Ok(base), Ok(size)) => {
-                        let rest = size.saturating_sub(conn.element_offset);
-                        (base + conn.element_offset, if rest < left_total { rest } else { left_total }, rest)
-                    }
-                    _ => (0, left_total, 0),
-                }
-            }
-        }
-    };
-    if left > 0 {
-        let covered = piece::emit(&flow, conn, address, left, left == left_total);
-        conn.offset = done + covered;
-        conn.element_offset += covered;
-        if covered >= element_left {
-            conn.element = conn.element.wrapping_add(1);
-            conn.element_offset = 0;
-        }
-        if conn.offset >= total {
-            reset(conn);
-            return 0;
-        }
-    } else {
-        // An empty element.
-        conn.element = conn.element.wrapping_add(1);
-        conn.element_offset = 0;
-    }
-    next(ctx, &flow, conn, total)
-}
-
-/// Address and length of the array of `struct iovec`; `None` for a flat buffer.
-#[inline(always)]
-fn elements(r: &pt_regs, call: u32) -> Option<(u64, u64)> {
-    match call {
-        FLAT => None,
-        VECTOR => Some((r.rsi, r.rdx)),
-        // `struct msghdr` on x86-64 (glibc, bits/socket.h): `msg_iov` at 16, `msg_iovlen` at 24. What cannot be
-        // read has no elements, so its bytes stay invisible.
-        _ => match (Current.word(r.rsi + 16), Current.word(r.rsi + 24)) {
-            (Ok(array), Ok(length)) => Some((array, length)),
-            _ => Some((0, 0)),
-        },
-    }
-}
-
-#[inline(always)]
-fn reset(conn: &mut Connection) {
-    conn.offset = 0;
-    conn.element_offset = 0;
-    conn.element = 0;
-}
-
 /// End of stream, or an error.
 #[inline(always)]
-fn ended(flow: &Flow, conn: &mut Connection, result: i64) -> u32 {
+fn ended(flow: &Flow, conn: Shared, result: i64) -> u32 {
     if result == -EAGAIN || result == -EINTR || (result == 0 && flow.direction == DIR_OUT) {
         return 0;
     }
-    if piece::unproven(conn) {
+    if conn.unproven() {
         return 0; // the daemon has not heard of it
     }
     if flow.direction == DIR_IN
-        && conn.in_state != connection_state::BODY
-        && conn.in_state != connection_state::HEAD
+        && conn.in_state() != connection_state::BODY
+        && conn.in_state() != connection_state::HEAD
     {
         deactivate(flow.ids.tid, flow.key);
     }
-    piece::emit_plain(flow, conn, 0, 0, (-result) as u32);
+    piece::emit_plain(flow, conn, 0, 0, 0, (-result) as u32);
     0
 }
 
@@ -339,17 +244,16 @@ fn deactivate(tid: u32, key: u64) {
 /// answer to itself, however much it looks like a request.
 #[inline(always)]
 fn serves(tid: u32) -> bool {
-    // SAFETY: lookups; the values are only read.
+    // SAFETY: a lookup; the value is only read.
     let Some(active) = (unsafe { ACTIVE.get(tid) }) else { return false };
     let (activation, key) = (active.activation, active.key);
-    // SAFETY: as above.
-    let Some(conn) = (unsafe { CONNECTIONS.get(key) }) else { return false };
-    conn.activation == activation && conn.in_state != connection_state::RESPONDED
+    let Some(conn) = Shared::of(key) else { return false };
+    conn.activation() == activation && conn.in_state() != connection_state::RESPONDED
 }
 
 /// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method.
 #[inline(always)]
-fn discover(key: u64, r: &pt_regs, call: u32) -> Option<*mut Connection> {
+fn discover(key: u64, r: &pt_regs, call: u32) -> Option<Shared> {
     let address = match elements(r, call) {
         None => r.rsi,
         Some((array, _)) => Current.word(array).ok()?,
@@ -360,14 +264,14 @@ fn discover(key: u64, r: &pt_regs, call: u32) -> Option<*mut Connection> {
     if !begins_known_method(first) {
         return None;
     }
-    track(key, connection_flags::UNSEEN);
-    CONNECTIONS.get_ptr_mut(key)
+    track(key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
+    Shared::of(key)
 }
 
 #[inline(always)]
-fn track(key: u64, flags: u8) -> u64 {
+fn track(key: u64, conn: Connection) -> u64 {
     let generation = now();
-    let conn = Connection { generation, flags, ..EMPTY };
+    let conn = Connection { generation, ..conn };
     if CONNECTIONS.insert(key, conn, 0).is_err() {
         count(Stat::ConnectionsFull);
     }
@@ -377,19 +281,17 @@ fn track(key: u64, flags: u8) -> u64 {
 const EMPTY: Connection = Connection {
     generation: 0,
     activation: 0,
-    entered: 0,
-    offset: 0,
-    element_offset: 0,
-    scan: 0,
+    inode: 0,
+    number: 0,
     window_in: 0,
     window_out: 0,
     lost: 0,
-    call: 0,
-    reserved: 0,
+    head_in: 0,
+    head_out: 0,
     in_state: connection_state::EXPECT,
     out_state: connection_state::EXPECT,
     flags: 0,
-    element: 0,
+    reserved: 0,
 };
 
 #[inline(always)]
@@ -423,8 +325,10 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
         debug!(ctx, "process {} accepted a connection and is a target now", ids.pid);
     }
     let fd = result as u32;
-    let key = connection_key(ids.pid, fd);
-    let generation = track(key, 0);
+    let flow = Flow::new(ids, fd, DIR_IN);
+    interleaved(&flow);
+    let (inode, number) = opened(fd).map_or((0, 0), |file| (file.inode, file.number));
+    let generation = track(flow.key, Connection { inode, number, ..EMPTY });
     let record = Accept {
         header: header(Kind::Accept, ids, generation),
         conn: ConnId { generation, pid: ids.pid, fd },
@@ -434,7 +338,7 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
             slot.write(record);
             slot.submit(QUIET);
         }
-        None => lost(key),
+        None => lost(flow.key),
     }
     0
 }
@@ -458,9 +362,8 @@ const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets
 #[inline(always)]
 fn lost(key: u64) {
     count(Stat::BoundaryLostRing);
-    if let Some(conn) = CONNECTIONS.get_ptr_mut(key) {
-        // SAFETY: a live map value.
-        unsafe { (*conn).lost += 1 };
+    if let Some(conn) = Shared::of(key) {
+        conn.lose();
     }
 }
 
@@ -470,26 +373,13 @@ pub fn close(ctx: &ProbeContext) -> u32 {
     if !is_target(ids.pid) {
         return 0;
     }
-    let fd = regs(ctx).rdi as u32;
-    let key = connection_key(ids.pid, fd);
-    let Some(conn) = CONNECTIONS.get_ptr_mut(key) else { return 0 };
-    // SAFETY: a live map value.
-    let conn = unsafe { &*conn };
-    let (generation, missing) = (conn.generation, conn.lost);
-    let silent = conn.flags & connection_flags::IGNORED != 0 || piece::unproven(conn);
-    let _ = CONNECTIONS.remove(key);
-    deactivate(ids.tid, key);
-    if silent {
-        return 0;
-    }
-    let mut head = header(Kind::Close, ids, now());
-    head.lost = missing;
-    match EVENTS.reserve::<Close>(0) {
-        Some(mut slot) => {
-            slot.write(Close { header: head, conn: ConnId { generation, pid: ids.pid, fd } });
-            slot.submit(QUIET);
-        }
-        None => count(Stat::BoundaryLostRing),
+    let flow = Flow::new(ids, regs(ctx).rdi as u32, DIR_IN);
+    let Some(conn) = Shared::of(flow.key) else { return 0 };
+    let (generation, missing, silent) = (conn.generation(), conn.lost(), conn.unproven());
+    let _ = CONNECTIONS.remove(flow.key);
+    deactivate(ids.tid, flow.key);
+    if !silent {
+        piece::emit_close(&flow, generation, missing);
     }
     0
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use profiler_common::{ABI_VERSION, Active, Connection, STAT_COUNT, Settings, Stat, Target};
 
-use super::sampler::Walk;
+use super::{sampler::Walk, transfer::Transfer};
 
 /// The only way to the daemon. A ring and not per-CPU buffers, because records of one connection must keep their
 /// order. The daemon resizes it at load; 8 MiB hold about 200 ms of records at 60,000 requests a second.
@@ -25,7 +25,13 @@ pub static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(65_
 #[map]
 pub static ACTIVE: HashMap<u32, Active> = HashMap::with_max_entries(16_384, 0);
 
-/// Counters; per CPU, so that counting needs no atomic.
+/// Transfers being looked at, by thread: one while its programs run, which a preemption may draw out but nothing ends
+/// early. So the bound is on threads preempted there at once. Not per CPU, since programs of several threads are then
+/// under way on one, and not part of `CONNECTIONS`, since several threads transfer on one connection.
+#[map]
+pub static TRANSFERS: HashMap<u32, Transfer> = HashMap::with_max_entries(4096, 0);
+
+/// Counters; per CPU, so that CPUs do not wait for each other.
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0);
 
@@ -53,12 +59,18 @@ pub static ABI: u32 = ABI_VERSION;
 pub static SETTINGS: Settings = Settings {
     kernel: profiler_common::KernelOffsets {
         valid: 0,
-        task_pid: 0,
         task_tgid: 0,
         task_signal: 0,
         task_fsbase: 0,
         signal_live: 0,
         task_nvcsw: 0,
+        task_files: 0,
+        files_fdt: 0,
+        fdtable_max_fds: 0,
+        fdtable_fd: 0,
+        file_inode: 0,
+        inode_number: 0,
+        inode_mode: 0,
     },
     own_pid: 0,
     adopt_acceptors: 0,
@@ -75,9 +87,9 @@ pub fn settings() -> Settings {
 #[inline(always)]
 pub fn count(stat: Stat) {
     if let Some(slot) = STATS.get_ptr_mut(stat as u32) {
-        // SAFETY: the slot is this CPU's own; an interrupting program on the same CPU can at worst lose one count
-        // of the same kind, and no two program kinds share a slot.
-        unsafe { *slot += 1 };
+        // SAFETY: a live map value. It is not atomic, which the target does not offer: where a uprobe program is
+        // preempted between load and store by another that counts the same on this CPU, one of the two is not counted.
+        unsafe { slot.write_volatile(slot.read_volatile() + 1) };
     }
 }
 

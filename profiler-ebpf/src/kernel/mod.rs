@@ -1,8 +1,10 @@
 //! What runs in the kernel: the probes' bodies, the maps, and access to the current task.
 
 pub mod boundary;
+mod connection;
 pub mod lifecycle;
 pub mod maps;
 pub mod piece;
 pub mod sampler;
 pub mod task;
+pub mod transfer;

@@ -4,25 +4,20 @@
 //! to their empty line, bodies stay where they are.
 
 use profiler_common::{
-    Active, ConnId, Connection, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, connection_flags,
-    connection_state, flags,
+    Active, Close, ConnId, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, connection_flags, connection_state,
+    flags,
 };
 use profiler_ebpf::head::{
-    begins_known_method, empty_lines, first_mark, may_begin_request, may_begin_response,
+    Where, begins_known_method, empty_line, empty_lines, first_mark, may_be_request_line, may_begin_request,
+    may_begin_response,
 };
 
 use super::{
-    maps::{ACTIVE, EVENTS, QUIET, count},
-    task::{Ids, header, now, read_user},
+    connection::{Flow, Shared},
+    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
+    task::{header, now, read_user},
+    transfer::Transfer,
 };
-
-/// Whose transfer it is.
-pub struct Flow {
-    pub ids: Ids,
-    pub fd: u32,
-    pub key: u64,
-    pub direction: u16,
-}
 
 /// A record with room for captured bytes. The room comes in three sizes, because a reservation's size must be a
 /// constant and most heads are short.
@@ -34,53 +29,113 @@ struct Captured<const ROOM: usize> {
 
 /// Bytes of another protocol that are captured: enough to tell TLS and HTTP/2 from the rest.
 const FOREIGN_MAX: u64 = 24;
+/// Bytes captured of one head. Servers refuse heads of more than 8 to 64 KiB; what goes on is none, but another
+/// protocol's text that began like one.
+const HEAD_TOTAL_MAX: u32 = 64 << 10;
 const SMALL: usize = 256;
 const MEDIUM: usize = 1024;
 const LARGE: usize = HEAD_MAX;
 
 /// Reports the piece at `address`, and returns how many of its `left` bytes it covered: fewer than all when another
-/// head follows. `last`: the transfer ends with this piece.
+/// head follows, or an empty line in front of one. `last`: the transfer ends with this piece.
 #[inline(always)]
-pub fn emit(flow: &Flow, conn: &mut Connection, address: u64, left: u64, last: bool) -> u64 {
-    let first = first_bytes(address, left);
+pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, left: u64, last: bool) -> u64 {
+    let mut words = [0u64; 3];
+    read_first(&mut words, address, left);
+    let first = words[0];
     let mut bits = 0u16;
     let capture = if flow.direction == DIR_IN {
-        if unproven(conn) && (left < 4 || !begins_known_method(first as u32)) {
+        if conn.unproven() && (left < 4 || !begins_known_method(first as u32)) {
             return left; // the rest of something whose beginning was not seen
         }
-        begin_in(conn, first, left, &mut bits)
+        match begin_in(flow, conn, transfer, &words, left, &mut bits) {
+            Begin::Capture => true,
+            Begin::Pass => false,
+            Begin::EmptyLine => {
+                emit_plain(flow, conn, transfer.entered, 2, bits, 0);
+                return 2;
+            }
+            Begin::Other => {
+                closed_unseen(flow, conn);
+                return left;
+            }
+        }
     } else {
-        if conn.flags & connection_flags::HTTP == 0 {
-            return left; // the server speaks first: not HTTP, and the client's first bytes will say so
+        if !answers(conn) {
+            return left;
         }
-        // While a request's head is still arriving, what is sent answers an earlier one.
-        if conn.in_state != connection_state::HEAD || conn.flags & connection_flags::HELD == 0 {
-            conn.in_state = connection_state::RESPONDED;
+        if conn.out_state() != connection_state::HEAD && may_begin_response(first, left) {
+            conn.set_out_state(connection_state::HEAD);
+            conn.set_window_out(0);
+            conn.set_head_out(0);
         }
-        if conn.out_state != connection_state::HEAD && may_begin_response(first, left) {
-            conn.out_state = connection_state::HEAD;
-            conn.window_out = 0;
-        }
-        conn.out_state == connection_state::HEAD
+        conn.out_state() == connection_state::HEAD
     };
-    if address == 0 || !(capture || bits & flags::HEAD_FAULT != 0) {
-        let tail = if flow.direction == DIR_OUT && address != 0 { address + left } else { 0 };
-        emit_plain_tail(flow, conn, left, bits, 0, tail);
+    if address == 0 || !capture {
+        let end = if flow.direction == DIR_OUT && address != 0 { address + left } else { 0 };
+        emit_plain_tail(flow, conn, transfer.entered, left, bits, 0, Tail::Before(end));
         return left;
     }
     if left <= SMALL as u64 {
-        with_room::<SMALL>(flow, conn, address, left, first, bits, last)
+        with_room::<SMALL>(flow, conn, transfer, address, left, first, bits, last)
     } else if left <= MEDIUM as u64 {
-        with_room::<MEDIUM>(flow, conn, address, left, first, bits, last)
+        with_room::<MEDIUM>(flow, conn, transfer, address, left, first, bits, last)
     } else {
-        with_room::<LARGE>(flow, conn, address, left, first, bits, last)
+        with_room::<LARGE>(flow, conn, transfer, address, left, first, bits, last)
     }
 }
 
-/// Whether the connection was open before it was looked at, and has carried nothing since that proves it to be HTTP.
+/// What is sent means for the connection that a response has begun. False where it is nobody's answer: when the server
+/// speaks first it is not HTTP, and the client's first bytes will say so.
 #[inline(always)]
-pub fn unproven(conn: &Connection) -> bool {
-    conn.flags & (connection_flags::UNSEEN | connection_flags::HTTP) == connection_flags::UNSEEN
+fn answers(conn: Shared) -> bool {
+    if !conn.is(connection_flags::HTTP) {
+        return false;
+    }
+    // While a request's head is still arriving, what is sent answers an earlier one.
+    if conn.in_state() != connection_state::HEAD || !conn.is(connection_flags::HELD) {
+        conn.set_in_state(connection_state::RESPONDED);
+    }
+    true
+}
+
+/// Whether elements of the transfer may be reported as one: not while one may be (part of) a head.
+#[inline(always)]
+pub fn may_go_together(flow: &Flow, conn: Shared) -> bool {
+    let state = if flow.direction == DIR_IN { conn.in_state() } else { conn.out_state() };
+    conn.is(connection_flags::HTTP) && state != connection_state::HEAD
+}
+
+/// Whether an element may begin a head; [`emit`] decides.
+#[inline(always)]
+pub fn begins_head(flow: &Flow, address: u64, left: u64) -> bool {
+    let first = first_bytes(address, left);
+    if flow.direction == DIR_IN {
+        may_begin_request(first, left) || empty_line(first, left)
+    } else {
+        may_begin_response(first, left)
+    }
+}
+
+/// The last eight bytes, when `left` more follow at `address`; the latest is the highest.
+#[inline(always)]
+pub fn slide_tail(tail: u64, address: u64, left: u64) -> u64 {
+    if left >= 8 {
+        return first_bytes(address + left - 8, 8);
+    }
+    let bits = 8 * (left as u32 & 7);
+    (tail >> bits) | (first_bytes(address, left) << ((64 - bits) & 63))
+}
+
+/// Reports elements that were put together.
+#[inline(always)]
+pub fn emit_together(flow: &Flow, conn: Shared, transfer: &Transfer) {
+    let (length, tail) = (transfer.together, transfer.tail);
+    if flow.direction == DIR_IN {
+        emit_plain(flow, conn, transfer.entered, length, 0, 0);
+    } else if answers(conn) {
+        emit_plain_tail(flow, conn, transfer.entered, length, 0, 0, Tail::Known(tail));
+    }
 }
 
 /// The first bytes, at most eight, in the low bytes.
@@ -96,39 +151,113 @@ fn first_bytes(address: u64, left: u64) -> u64 {
     first
 }
 
-/// What incoming bytes mean for the connection; whether they are to be captured.
+/// The first bytes, at most 24; 0 behind them.
 #[inline(always)]
-fn begin_in(conn: &mut Connection, first: u64, left: u64, bits: &mut u16) -> bool {
-    if conn.flags & connection_flags::UNSEEN != 0 {
+fn read_first(words: &mut [u64; 3], address: u64, left: u64) {
+    let size = if left >= 24 { 24 } else { left as u32 & 31 };
+    if address == 0 || size == 0 || size > 24 {
+        return;
+    }
+    // SAFETY: a local of 24 bytes, and size is at most that.
+    let _ = unsafe { read_user((&raw mut *words).cast(), size, address) };
+}
+
+/// What is to be done with incoming bytes.
+enum Begin {
+    /// They are (part of) a head, or tell what the connection is instead.
+    Capture,
+    /// They are a body.
+    Pass,
+    /// An empty line stands in front, which belongs to no request (RFC 9112, 2.2).
+    EmptyLine,
+    /// They came from something else than the connection.
+    Other,
+}
+
+/// What incoming bytes mean for the connection.
+#[inline(always)]
+fn begin_in(
+    flow: &Flow,
+    conn: Shared,
+    transfer: &Transfer,
+    words: &[u64; 3],
+    left: u64,
+    bits: &mut u16,
+) -> Begin {
+    let first = words[0];
+    if conn.is(connection_flags::UNSEEN) {
         *bits |= flags::UNSEEN_ACCEPT;
     }
-    if conn.in_state == connection_state::HEAD {
-        return true;
+    let state = conn.in_state();
+    if state == connection_state::HEAD {
+        return Begin::Capture;
     }
-    if may_begin_request(first, left) {
-        // After a body that was not followed this may be more of the body: then it is not held.
-        if conn.in_state != connection_state::BODY || conn.offset > 0 {
-            conn.flags |= connection_flags::HELD;
-        } else {
-            conn.flags &= !connection_flags::HELD;
-        }
-        if conn.in_state != connection_state::BODY {
-            conn.activation = now();
-            conn.flags |= connection_flags::HTTP;
-            conn.out_state = connection_state::EXPECT;
-            count(Stat::RequestsStarted);
-            *bits |= flags::NEW_ACTIVATION;
-        }
-        conn.in_state = connection_state::HEAD;
-        conn.window_in = 0;
-        return true;
+    let proven = conn.is(connection_flags::HTTP);
+    let in_body = state == connection_state::BODY;
+    if may_begin_request_behind(first, left) || (empty_line(first, left) && !in_body) {
+        return Begin::EmptyLine;
     }
-    if conn.flags & connection_flags::HTTP == 0 {
+    let begins = if in_body {
+        may_be_request_line(words, left, Where::Body)
+    } else if !proven {
+        may_be_request_line(words, left, Where::Start)
+    } else {
+        may_begin_request(first, left)
+    };
+    if !begins {
+        if proven {
+            return Begin::Pass;
+        }
         // TLS, or another protocol: said once, then left alone. Its first bytes tell which.
-        conn.flags |= connection_flags::IGNORED;
-        return true;
+        conn.set_flags(conn.flags() | connection_flags::IGNORED);
+        return Begin::Capture;
     }
-    false
+    if !conn.is_still(flow.fd) {
+        return Begin::Other;
+    }
+    // After a body that was not followed this may be more of the body: then it is not held.
+    let mut now_flags = if !in_body || transfer.headed != 0 {
+        conn.flags() | connection_flags::HELD
+    } else {
+        conn.flags() & !connection_flags::HELD
+    };
+    if !in_body {
+        conn.set_activation(now());
+        now_flags |= connection_flags::HTTP;
+        conn.set_out_state(connection_state::EXPECT);
+        count(Stat::RequestsStarted);
+        *bits |= flags::NEW_ACTIVATION;
+    }
+    conn.set_flags(now_flags);
+    conn.set_in_state(connection_state::HEAD);
+    conn.set_window_in(0);
+    conn.set_head_in(0);
+    Begin::Capture
+}
+
+/// The connection's descriptor has become another file's, and no `close` was seen. After this its entry is gone.
+#[inline(always)]
+fn closed_unseen(flow: &Flow, conn: Shared) {
+    let silent = conn.unproven();
+    let (generation, missing) = (conn.generation(), conn.lost());
+    let _ = CONNECTIONS.remove(flow.key);
+    if !silent {
+        emit_close(flow, generation, missing);
+    }
+}
+
+/// Tells that a connection is over.
+#[inline(always)]
+pub fn emit_close(flow: &Flow, generation: u64, missing: u32) {
+    let mut head = header(Kind::Close, flow.ids, now());
+    head.lost = missing;
+    match EVENTS.reserve::<Close>(0) {
+        Some(mut slot) => {
+            slot.write(Close { header: head, conn: ConnId { generation, pid: flow.ids.pid, fd: flow.fd } });
+            slot.submit(QUIET);
+        }
+        None => count(Stat::BoundaryLostRing),
+    }
 }
 
 /// The thread begins to work on a new request, if this piece begins one.
@@ -136,54 +265,89 @@ fn begin_in(conn: &mut Connection, first: u64, left: u64, bits: &mut u16) -> boo
 /// From here on samples carry its mark, so its record must have its place in the ring and its time: the clock may
 /// interrupt right behind, and a sample in front of the record, or older than it, belongs to nothing that is known.
 #[inline(always)]
-fn activate(flow: &Flow, conn: &Connection, bits: u16) {
+fn activate(flow: &Flow, conn: Shared, bits: u16) {
     if bits & flags::NEW_ACTIVATION == 0 {
         return;
     }
     let active =
-        Active { activation: conn.activation, key: flow.key, lost: 0, reserved: 0, entered: 0, waits: 0 };
+        Active { activation: conn.activation(), key: flow.key, lost: 0, told: 0, entered: 0, waits: 0 };
     if ACTIVE.insert(flow.ids.tid, active, 0).is_err() {
         count(Stat::ActiveFull);
     }
 }
 
+/// Takes the number of samples lost within the thread's present activation, if that is `activation`. Only where a record
+/// has its place in the ring, which tells it.
 #[inline(always)]
-fn data(flow: &Flow, conn: &Connection, advance: u64, bits: u16, errno: u32) -> Data {
+fn samples_lost(flow: &Flow, activation: u64) -> u32 {
+    let Some(active) = ACTIVE.get_ptr_mut(flow.ids.tid) else { return 0 };
+    // SAFETY: a live map value, the current thread's. The sampler may interrupt between load and store, and what it
+    // counts there is told by none; that is one instruction.
+    unsafe {
+        if (*active).activation != activation {
+            return 0;
+        }
+        let lost = (&raw const (*active).lost).read_volatile();
+        if lost != 0 {
+            (&raw mut (*active).lost).write_volatile(0);
+        }
+        lost
+    }
+}
+
+#[inline(always)]
+fn data(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, lost: u32) -> Data {
     let mut head = header(Kind::Data, flow.ids, now());
     head.flags = bits;
-    head.lost = conn.lost;
+    head.lost = lost;
+    let activation = conn.activation();
     Data {
         header: head,
-        conn: ConnId { generation: conn.generation, pid: flow.ids.pid, fd: flow.fd },
-        activation: conn.activation,
+        conn: ConnId { generation: conn.generation(), pid: flow.ids.pid, fd: flow.fd },
+        activation,
         advance,
         direction: flow.direction,
         captured: 0,
         errno,
         tail: [0; 8],
         tail_len: 0,
-        reserved: 0,
-        entered: if flow.direction == DIR_OUT { conn.entered } else { 0 },
+        samples_lost: samples_lost(flow, activation),
+        entered,
     }
+}
+
+/// The last bytes of an outgoing piece.
+enum Tail {
+    /// In front of this address; 0 = they are not in memory.
+    Before(u64),
+    /// These, the latest in the highest byte.
+    Known(u64),
 }
 
 /// A piece of which no byte is captured.
 #[inline(always)]
-pub fn emit_plain(flow: &Flow, conn: &mut Connection, advance: u64, bits: u16, errno: u32) {
-    emit_plain_tail(flow, conn, advance, bits, errno, 0);
+pub fn emit_plain(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32) {
+    emit_plain_tail(flow, conn, entered, advance, bits, errno, Tail::Before(0));
 }
 
-/// `tail_end`: the address behind an outgoing piece, 0 = its bytes are not in memory.
 #[inline(always)]
-fn emit_plain_tail(flow: &Flow, conn: &mut Connection, advance: u64, bits: u16, errno: u32, tail_end: u64) {
+fn emit_plain_tail(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, tail: Tail) {
+    let lost = conn.lost();
     match EVENTS.reserve::<Data>(0) {
         Some(mut slot) => {
-            let record = slot.write(data(flow, conn, advance, bits, errno));
-            if tail_end != 0 {
-                read_tail(record, tail_end, advance);
+            let record = slot.write(data(flow, conn, entered, advance, bits, errno, lost));
+            match tail {
+                Tail::Before(0) => {}
+                Tail::Before(end) => read_tail(record, end, advance),
+                Tail::Known(tail) => {
+                    let size = if advance < 8 { advance as u32 & 7 } else { 8 };
+                    // The bytes in front of a short one are none.
+                    record.tail = (tail >> ((64 - 8 * size) & 63)).to_le_bytes();
+                    record.tail_len = size;
+                }
             }
             slot.submit(QUIET);
-            conn.lost = 0;
+            conn.told(lost);
         }
         None => missed(conn, bits),
     }
@@ -192,8 +356,8 @@ fn emit_plain_tail(flow: &Flow, conn: &mut Connection, advance: u64, bits: u16, 
 /// A record did not fit. The next one of this connection says so; what it began is counted, because nothing that
 /// follows tells of it.
 #[inline(always)]
-fn missed(conn: &mut Connection, bits: u16) {
-    conn.lost += 1;
+fn missed(conn: Shared, bits: u16) {
+    conn.lose();
     count(Stat::BoundaryLostRing);
     if bits & flags::NEW_ACTIVATION != 0 {
         count(Stat::RequestsLostRing);
@@ -214,9 +378,11 @@ fn read_tail(record: &mut Data, end: u64, length: u64) {
 
 /// Captures the head at `address` into a record with `ROOM` bytes.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "it is inlined, and one idea with `emit`")]
 fn with_room<const ROOM: usize>(
     flow: &Flow,
-    conn: &mut Connection,
+    conn: Shared,
+    transfer: &mut Transfer,
     address: u64,
     left: u64,
     first: u64,
@@ -224,26 +390,23 @@ fn with_room<const ROOM: usize>(
     last: bool,
 ) -> u64 {
     let incoming = flow.direction == DIR_IN;
+    let lost = conn.lost();
     let Some(mut slot) = EVENTS.reserve::<Captured<ROOM>>(0) else {
         activate(flow, conn, bits);
         missed(conn, bits);
         // Without the bytes the end of the head is unknown: take the rest for a body, the daemon resynchronises.
-        if incoming {
-            conn.in_state = connection_state::BODY;
-        } else {
-            conn.out_state = connection_state::BODY;
-        }
+        head_over(conn, incoming);
         return left;
     };
     let record = slot.as_mut_ptr();
     let mut covered = left;
     // SAFETY: the reservation is ours until it is submitted, and all writes stay inside it.
     unsafe {
-        (&raw mut (*record).data).write(data(flow, conn, left, bits, 0));
+        (&raw mut (*record).data).write(data(flow, conn, transfer.entered, left, bits, 0, lost));
         activate(flow, conn, bits);
         let bytes = (&raw mut (*record).bytes).cast::<u8>();
         let mut size = left;
-        if conn.flags & connection_flags::IGNORED != 0 && size > FOREIGN_MAX {
+        if conn.is(connection_flags::IGNORED) && size > FOREIGN_MAX {
             size = FOREIGN_MAX;
         }
         if size > ROOM as u64 {
@@ -253,17 +416,13 @@ fn with_room<const ROOM: usize>(
             count(Stat::HeadReadFault);
             (*record).data.header.flags |= flags::HEAD_FAULT;
             slot.submit(QUIET);
-            conn.lost = 0;
-            if incoming {
-                conn.in_state = connection_state::BODY;
-            } else {
-                conn.out_state = connection_state::BODY;
-            }
+            conn.told(lost);
+            head_over(conn, incoming);
             return left;
         }
-        let window = if incoming { conn.window_in } else { conn.window_out };
+        let window = if incoming { conn.window_in() } else { conn.window_out() };
         // The result goes through memory, so that the verifier need not follow each position on its own.
-        (&raw mut conn.scan).write_volatile(0);
+        (&raw mut transfer.scan).write_volatile(0);
         let words = bytes.cast::<u64>();
         let mut before = u64::from(window) << 32;
         let mut i = 0usize;
@@ -274,42 +433,39 @@ fn with_room<const ROOM: usize>(
             let w = words.add(i).read();
             let marks = empty_lines(before, w);
             if marks != 0 {
-                (&raw mut conn.scan).write_volatile((i * 8) as u64 + first_mark(marks));
+                (&raw mut transfer.scan).write_volatile((i * 8) as u64 + first_mark(marks));
                 break;
             }
             before = w;
             i += 1;
         }
-        let end = (&raw const conn.scan).read_volatile();
+        let end = (&raw const transfer.scan).read_volatile();
         let mut captured = size;
         if end != 0 && end <= size {
             captured = end;
             (*record).data.header.flags |= flags::HEAD_END;
-            if incoming {
-                conn.in_state = connection_state::BODY;
-            } else {
-                conn.out_state = connection_state::BODY;
-            }
+            transfer.headed = 1;
+            head_over(conn, incoming);
             let rest = left - end;
             let next = first_bytes(address + end, rest);
             if rest > 0
-                && if incoming { may_begin_request(next, rest) } else { may_begin_response(next, rest) }
+                && if incoming {
+                    may_begin_request(next, rest) || may_begin_request_behind(next, rest)
+                } else {
+                    may_begin_response(next, rest)
+                }
             {
                 covered = end;
             }
-        } else if size < left {
+        } else if size < left || captured_more(conn, incoming, size as u32) > HEAD_TOTAL_MAX {
             // Longer than we look: its end will not be seen.
-            if incoming {
-                conn.in_state = connection_state::BODY;
-            } else {
-                conn.out_state = connection_state::BODY;
-            }
+            head_over(conn, incoming);
         } else {
             let window = slide(window, first, address, left);
             if incoming {
-                conn.window_in = window;
+                conn.set_window_in(window);
             } else {
-                conn.window_out = window;
+                conn.set_window_out(window);
             }
         }
         (*record).data.advance = covered;
@@ -319,8 +475,37 @@ fn with_room<const ROOM: usize>(
         }
     }
     slot.submit(QUIET);
-    conn.lost = 0;
+    conn.told(lost);
     covered
+}
+
+#[inline(always)]
+fn head_over(conn: Shared, incoming: bool) {
+    if incoming {
+        conn.set_in_state(connection_state::BODY);
+    } else {
+        conn.set_out_state(connection_state::BODY);
+    }
+}
+
+/// How much of the head in progress was captured, with `size` more bytes.
+#[inline(always)]
+fn captured_more(conn: Shared, incoming: bool, size: u32) -> u32 {
+    if incoming {
+        let total = conn.head_in().wrapping_add(size);
+        conn.set_head_in(total);
+        total
+    } else {
+        let total = conn.head_out().wrapping_add(size);
+        conn.set_head_out(total);
+        total
+    }
+}
+
+/// Whether an empty line stands in front of what may be a request.
+#[inline(always)]
+fn may_begin_request_behind(first: u64, left: u64) -> bool {
+    empty_line(first, left) && left > 2 && may_begin_request(first >> 16, left - 2)
 }
 
 /// The last four bytes of a head so far, after `left` more (which begin with `first`).

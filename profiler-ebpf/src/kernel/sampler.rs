@@ -136,7 +136,18 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     // SAFETY: the array holds perf-event programs.
     unsafe { SAMPLE_STEPS.tail_call(ctx, STEP_WALK) };
     count(Stat::SamplesLostWalk);
+    give_back(walk);
     0
+}
+
+/// The sample came to nothing, so what it was to tell is still to be told.
+#[inline(always)]
+fn give_back(walk: &Walk) {
+    let head = &walk.sample.header;
+    if let Some(active) = ACTIVE.get_ptr_mut(head.tid) {
+        // SAFETY: a live map value; the thread is interrupted, so it is where it was when the sample began.
+        unsafe { (*active).lost += head.lost + 1 };
+    }
 }
 
 /// The user registers of a task that is in the kernel.
@@ -169,6 +180,7 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
     // SAFETY: the array holds perf-event programs.
     unsafe { SAMPLE_STEPS.tail_call(ctx, next) };
     count(Stat::SamplesLostWalk);
+    give_back(walk);
     0
 }
 
@@ -285,9 +297,7 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
             count(Stat::SamplesEmitted);
         } else {
             count(Stat::SamplesLostRing);
-            if let Some(active) = ACTIVE.get_ptr_mut((*walk).sample.header.tid) {
-                (*active).lost += 1;
-            }
+            give_back(&*walk);
         }
     }
     0

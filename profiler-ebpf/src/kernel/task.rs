@@ -10,6 +10,8 @@ use aya_ebpf::{
 use profiler_common::{Header, Kind};
 use profiler_ebpf::memory::{Block, Fault, Memory};
 
+use super::maps::settings;
+
 /// Process and thread of the current task.
 #[derive(Clone, Copy)]
 pub struct Ids {
@@ -56,6 +58,38 @@ pub fn read_kernel<T>(base: u64, offset: u32) -> Result<T, Fault> {
 pub fn task() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_get_current_task() }
+}
+
+/// What a descriptor leads to.
+pub struct Opened {
+    pub inode: u64,
+    pub number: u64,
+    pub socket: bool,
+}
+
+/// What a descriptor of the current process leads to at this moment; `None` where nothing does, or it cannot be told.
+#[inline(always)]
+pub fn opened(fd: u32) -> Option<Opened> {
+    const FORMAT: u16 = 0o170_000;
+    const SOCKET: u16 = 0o140_000;
+    let at = settings().kernel;
+    if at.valid == 0 {
+        return None;
+    }
+    let files: u64 = read_kernel(task(), at.task_files).ok()?;
+    let table: u64 = read_kernel(files, at.files_fdt).ok()?;
+    if fd >= read_kernel::<u32>(table, at.fdtable_max_fds).ok()? {
+        return None;
+    }
+    let array: u64 = read_kernel(table, at.fdtable_fd).ok()?;
+    let file: u64 = read_kernel(array + u64::from(fd) * 8, 0).ok()?;
+    if file == 0 {
+        return None;
+    }
+    let inode: u64 = read_kernel(file, at.file_inode).ok()?;
+    let number = read_kernel(inode, at.inode_number).ok()?;
+    let mode: u16 = read_kernel(inode, at.inode_mode).ok()?;
+    Some(Opened { inode, number, socket: mode & FORMAT == SOCKET })
 }
 
 /// The registers of interest for a walk.
