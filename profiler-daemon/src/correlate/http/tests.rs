@@ -25,22 +25,19 @@ impl Run {
     }
 
     fn on(connection: Connection) -> Self {
-        Self { connection, kernel: Kernel::new(false), time: 0, done: Vec::new(), log: Vec::new() }
+        Self { connection, kernel: Kernel::default(), time: 0, done: Vec::new(), log: Vec::new() }
     }
 
-    fn act(&mut self, act: impl FnOnce(&mut Connection, &mut dyn FnMut(Event<'_>))) -> &mut Self {
+    fn act(&mut self, act: impl FnOnce(&mut Connection, &mut dyn FnMut(Event))) -> &mut Self {
         let (done, log) = (&mut self.done, &mut self.log);
         act(&mut self.connection, &mut |event| match event {
             Event::Started { seq, time, activation, .. } => {
                 log.push(format!("start {seq} at {time} in {activation}"))
             }
             Event::Discarded { seq } => log.push(format!("discard {seq}")),
-            Event::Head { seq, head } => {
-                log.push(format!("head {seq} {} {}", head.method.as_str(), head.path))
-            }
             Event::Activation { seq, activation } => log.push(format!("activation {seq} {activation}")),
-            Event::Status { seq, time, status } => log.push(format!("status {seq} {status} at {time}")),
-            Event::Unseen { time, .. } => log.push(format!("unseen at {time}")),
+            Event::Unseen => log.push("unseen".into()),
+            Event::Unowned => log.push("unowned".into()),
             Event::Verdict(protocol) => log.push(format!("{protocol:?}")),
             Event::Finished(exchange) => done.push(exchange),
         });
@@ -129,13 +126,13 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn one_request_tells_everything() {
     let mut run = Run::new();
     run.input("GET /a?secret=1 HTTP/1.1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n");
-    assert_eq!(run.log, ["start 0 at 10 in 1", "head 0 GET /a"]);
+    assert_eq!(run.log, ["start 0 at 10 in 1"]);
     let current = run.connection.current().expect("open");
     assert_eq!((current.seq, current.start, current.tid, current.activation), (0, 10, THREAD, 1));
     assert_eq!(current.head.map(|head| &head.method), Some(&Method::Get));
     run.transfer(Direction::Out, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", 8).output("ok");
     assert!(!run.connection.is_open());
-    assert_eq!(run.log[2..], ["status 0 200 at 20"]);
+    assert_eq!(run.log.len(), 1);
     let [exchange] = &run.done[..] else { panic!("one exchange") };
     let head = exchange.head.as_ref().expect("seen");
     assert_eq!(head.trace_id.expect("valid").to_string(), "0af7651916cd43dd8448eb211c80319c");
@@ -155,7 +152,6 @@ fn interim_responses_do_not_end_a_request() {
         .output(OK);
     run.gives(&["POST /up 200 complete 10..50"]);
     assert_eq!(run.done[0].first_out, Some(50));
-    assert_eq!(run.log[2..], ["status 0 200 at 50"]);
 }
 
 #[test]
@@ -306,7 +302,7 @@ fn request_hidden_behind_a_body_is_counted() {
     let mut run = Run::new();
     run.input(format!("POST /1 HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody{GET}")).output(OK).output(OK);
     run.gives(&["POST /1 200 complete 10..20"]);
-    assert_eq!(run.log[2..3], ["unseen at 10"]);
+    assert_eq!(run.log[1..2], ["unseen"]);
     run.input(GET).output(OK);
     assert_eq!(run.lines()[1..], ["GET /a 200 complete 40..50"]);
     // Pipelined with another, whose response is then unknown.
@@ -368,7 +364,7 @@ fn a_new_activation_belongs_to_the_open_request() {
         .output("HTTP/1.1 200 OK\r\n")
         .input("POST")
         .input("POST");
-    assert_eq!(run.log, ["start 0 at 10 in 1", "head 0 POST /up", "activation 0 2"]);
+    assert_eq!(run.log, ["start 0 at 10 in 1", "activation 0 2"]);
 }
 
 #[test]
@@ -415,7 +411,6 @@ fn what_is_not_http() {
         let mut run = Run::new();
         run.input(bytes).input(GET).output(OK).close();
         assert_eq!((run.log, run.done), (vec![format!("{protocol:?}")], vec![]), "{bytes:?}");
-        assert_eq!(run.connection.protocol(), Some(protocol));
     }
     // Byte by byte, what had been announced is withdrawn.
     let mut run = Run::new();
@@ -500,6 +495,8 @@ fn losses() {
 #[test]
 fn joined_connection_waits_for_a_request() {
     let mut run = Run::on(Connection::joined());
+    // The record of its first request was lost.
+    run.kernel.transfer(Direction::In, GET.as_bytes(), 0, THREAD);
     run.input("rest of a body")
         .output("rest of a response")
         .input("HELLO WORLD\r\n")
@@ -557,6 +554,7 @@ fn piece() -> impl Strategy<Value = Captured> {
         tail: bytes[bytes.len().saturating_sub(tail)..].to_vec(),
         bytes,
         lost: u32::from(lost),
+        blind: lost,
     })
 }
 
