@@ -453,7 +453,7 @@ impl Engine {
             thread.forget(key);
             let exchange = &finished.exchange;
             // It went on after another had begun, and nothing was lost: the thread does several things at a time.
-            if request.overlapped && !exchange.handoff && exchange.lost == 0 {
+            if request.overlapped && !passed_on && exchange.lost == 0 {
                 thread.interleaves = true;
             }
             let busy = request.attributed && thread.open.is_empty() && exchange.outcome != Outcome::Exit;

@@ -383,7 +383,7 @@ fn targets_and_methods() {
         ("BREW-IT /pot HTTP/1.1", "BREW-IT", "/pot"),
     ] {
         let mut run = Run::new();
-        run.input(format!("\r\n{line}\r\n\r\n")).output(OK);
+        run.input(format!("{line}\r\n\r\n")).output(OK);
         run.gives(&[&format!("{method} {path} 200 complete 10..20")]);
         assert_eq!(run.done[0].request_bytes, line.len() as u64 + 4, "{line}");
     }
@@ -395,6 +395,17 @@ fn targets_and_methods() {
         let path = &run.done[0].head.as_ref().expect("seen").path;
         assert_eq!(**path, format!("/{}", unit.repeat(kept)));
     }
+}
+
+/// Where they are visible; whether the kernel side takes what follows for a beginning is its own business.
+#[test]
+fn empty_lines_before_a_request_are_skipped() {
+    let mut run = Run::new();
+    let first = run.kernel.transfer(Direction::In, GET.as_bytes(), 10, THREAD).remove(0);
+    let bytes = [b"\r\n\n", GET.as_bytes()].concat();
+    run.feed(vec![Captured { advance: bytes.len() as u64, bytes, ..first }]).output(OK);
+    run.gives(&["GET /a 200 complete 10..10"]);
+    assert_eq!(run.done[0].request_bytes, GET.len() as u64);
 }
 
 #[test]
