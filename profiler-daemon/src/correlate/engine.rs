@@ -302,7 +302,7 @@ impl Engine {
                     http::Event::Discarded { seq } => Found::Discarded { seq },
                     http::Event::Activation { seq, activation } => Found::Activation { seq, activation },
                     http::Event::Finished(exchange) => Found::Finished(Box::new(exchange)),
-                    http::Event::Unseen { .. } => Found::Unseen,
+                    http::Event::Unseen => Found::Unseen,
                     http::Event::Verdict(protocol) => Found::Verdict(protocol),
                     http::Event::Unowned => Found::Unowned,
                 });

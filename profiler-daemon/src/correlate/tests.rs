@@ -378,7 +378,8 @@ fn a_transfer_elsewhere_within_a_request_takes_trust_away() {
     let unknown = |stage: &mut Stage| {
         stage.hidden(1, 11, 5, "nothing to be seen");
     };
-    let kinds: [(&dyn Fn(&mut Stage), &[&str]); 3] = [
+    type Kind<'a> = (&'a dyn Fn(&mut Stage), &'a [&'a str]);
+    let kinds: [Kind<'_>; 3] = [
         (&upgrade, &["/a Complete none", "/socket Upgraded 0 after 0"]),
         (&binary, &["/a Complete none"]),
         (&unknown, &["/a Complete none"]),
