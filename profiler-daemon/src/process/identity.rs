@@ -199,8 +199,8 @@ mod tests {
         assert_eq!(me.key, key(std::process::id()).unwrap());
         assert!(me.key.start_time > 0);
         let age = sys::monotonic_ns().checked_sub(earliest(me.key)).expect("it began before now");
-        let long = sys::boottime_ns() - sys::monotonic_ns() + 86_400_000_000_000;
-        assert!(age < long, "a test process that is days old: {age} ns");
+        let slept = sys::boottime_ns().saturating_sub(sys::monotonic_ns());
+        assert!(age < slept + 86_400_000_000_000, "a test process that is days old: {age} ns");
         assert_eq!(me.exe, Some(std::env::current_exe().unwrap()));
         assert_eq!(me.cmdline, std::env::args().collect::<Vec<_>>());
         assert_eq!(me.ppid, std::os::unix::process::parent_id());

@@ -96,6 +96,12 @@ impl World {
     }
 
     fn begin(&mut self, pid: u32, tid: u32) {
+        if self.random(6) == 0 {
+            // It accepts a connection that stays silent, and goes on with what is no request.
+            self.stage.accept_by(pid, tid, FDS + tid);
+            self.share(tid);
+            return self.idle(pid, tid);
+        }
         let fd = self.random(FDS as usize) as u32;
         if self.jobs.iter().any(|job| (job.pid, job.fd) == (pid, fd)) {
             return;
@@ -260,9 +266,7 @@ impl World {
                     (false, false) if self.random(2) == 0 => self.stage.output(pid, tid, fd, "frame"),
                     (false, false) => self.stage.hidden(pid, tid, fd, "frame"),
                 };
-                for job in self.jobs.iter().filter(|job| job.tid == tid && job.answers()) {
-                    self.truth[job.requests[0]].shared = true;
-                }
+                self.share(tid);
                 self.idle(pid, tid);
             }
             Some(Step::Elsewhere) => self.idle(pid, tid),
@@ -286,6 +290,13 @@ impl World {
             if job.requests.len() > 1 {
                 job.requests.remove(0);
             }
+        }
+    }
+
+    /// The thread does something else while it has requests open.
+    fn share(&mut self, tid: u32) {
+        for job in self.jobs.iter().filter(|job| job.tid == tid && job.answers()) {
+            self.truth[job.requests[0]].shared = true;
         }
     }
 
