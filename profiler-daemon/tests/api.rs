@@ -452,6 +452,17 @@ fn labels_stay_few_whatever_comes() {
     assert!(text.lines().any(|l| l == "reqprof_routes_overflow_total 1701"));
 }
 
+/// A route that the router could not name any more, before any limit of labels.
+#[test]
+fn routes_beyond_the_routers_bound_are_counted() {
+    let metrics = Metrics::new().unwrap();
+    for route in ["/named", "_OTHER", "_OTHER"] {
+        metrics.observe(&RequestRecord { route: Some(route.into()), ..record(1) });
+    }
+    let text = metrics.encode(serve::metrics::Encoding::Prometheus, None);
+    assert!(text.lines().any(|l| l == "reqprof_routes_overflow_total 2"), "{text}");
+}
+
 #[test]
 fn the_client_shows_tables_and_passes_json_on() {
     let daemon = Daemon::start();

@@ -57,6 +57,11 @@ pub fn realtime_ns() -> u64 {
     clock(libc::CLOCK_REALTIME)
 }
 
+/// `CLOCK_BOOTTIME`, ns: as the monotonic clock, and it goes on while the machine sleeps.
+pub fn boottime_ns() -> u64 {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
 fn clock(id: libc::clockid_t) -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is ours; these clocks always exist.

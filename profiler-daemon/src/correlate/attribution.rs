@@ -58,9 +58,9 @@ impl Engine {
                 sink(Output::Sample { key, event });
             }
             _ => match tail.and_then(|key| self.trailing.get_mut(&key)) {
-                Some(finished) => {
-                    finished.tail_samples += 1;
-                    finished.lost += lost;
+                Some(trailing) => {
+                    trailing.finished.tail_samples += 1;
+                    trailing.finished.lost += lost;
                     self.counters.samples_after_response += 1;
                 }
                 None if done => self.counters.samples_after_response += 1,
@@ -82,66 +82,75 @@ impl Engine {
     }
 
     /// The thread has dealt with another client meanwhile, of which nothing else tells.
-    pub(super) fn interleaved(&mut self, tid: u32, activation: u64, sink: Sink<'_>) {
-        let Some(thread) = self.threads.get(&tid).filter(|thread| thread.activation == activation) else {
-            return;
-        };
-        for key in thread.open.clone() {
-            self.overlap(key, sink);
+    pub(super) fn interleaved(&mut self, pid: u32, tid: u32, activation: u64, sink: Sink<'_>) {
+        if self.threads.get(&tid).is_some_and(|thread| thread.activation == activation) {
+            self.turns_to(None, pid, tid, sink);
         }
     }
 
-    /// A thread writes on a connection. One that serves one request at a time has none open elsewhere.
-    pub(super) fn writes(&mut self, place: Place, tid: u32, lost: u32, sink: Sink<'_>) {
-        let Some(thread) = self.threads.get(&tid).filter(|thread| !thread.open.is_empty()) else { return };
-        let of = |key: &RequestKey| self.open.get(key).map(|request| request.place);
-        if thread.open.iter().any(|key| of(key) == Some(place)) {
-            return; // its own answer; the overlap, if any, was noticed when the later one began
-        }
-        let others = thread.open.clone();
-        // What was upgraded, or never was HTTP, may be written to by whoever serves a request.
-        let Some(conn) = self.connections.get(&place.0).and_then(|fds| fds.get(&place.1)) else { return };
-        if conn.machine.is_over() {
-            return;
-        }
-        for key in others {
-            self.overlap(key, sink);
-        }
-        if lost == 0
-            && self.connections[&place.0][&place.1].machine.is_open()
-            && let Some(thread) = self.threads.get_mut(&tid)
-        {
-            thread.interleaves = true;
-        }
-    }
-
-    /// Whether this thread has a request open on another connection: then no sample of the requests involved can be
-    /// trusted. That it is an event loop is only known when that request goes on: its end may have been lost.
-    pub(super) fn interleaves(&mut self, place: Place, tid: u32, sink: Sink<'_>) -> bool {
-        let others = self.open_elsewhere(place, tid);
-        for key in &others {
+    /// A thread does something on a connection, whatever that one speaks, or accepts one (`place` is none). What it
+    /// has open elsewhere cannot be told from this any more. That it is an event loop is only known when the request
+    /// goes on: its end may have been lost.
+    pub(super) fn turns_to(&mut self, place: Option<Place>, pid: u32, tid: u32, sink: Sink<'_>) {
+        for key in self.alone_elsewhere(place, pid, tid) {
             // A chunked response whose end was seen is only waiting for proof.
-            if let Some(other) = self.open.get(key).map(|request| request.place) {
+            if let Some(other) = self.open.get(&key).map(|request| request.place) {
                 self.drive(other, 0, sink, |machine, events| machine.flush(events));
             }
         }
-        let others = self.open_elsewhere(place, tid);
-        for key in &others {
-            self.overlap(*key, sink);
+        for key in self.alone_elsewhere(place, pid, tid) {
+            self.overlap(key, sink);
         }
-        !others.is_empty() || self.threads.get(&tid).is_some_and(|thread| thread.interleaves)
     }
 
-    pub(super) fn open_elsewhere(&self, place: Place, tid: u32) -> Vec<RequestKey> {
-        let Some(thread) = self.threads.get(&tid) else { return Vec::new() };
-        let elsewhere = |key: &&RequestKey| self.open.get(key).is_some_and(|request| request.place != place);
-        thread.open.iter().filter(elsewhere).copied().collect()
+    fn alone_elsewhere(&self, place: Option<Place>, pid: u32, tid: u32) -> Vec<RequestKey> {
+        let Some(thread) = self.threads.get(&tid).filter(|thread| thread.pid == pid) else {
+            return Vec::new();
+        };
+        let elsewhere =
+            |key: &&RequestKey| self.open.get(key).is_some_and(|request| Some(request.place) != place);
+        thread.alone.iter().filter(elsewhere).copied().collect()
+    }
+
+    /// A thread that answers a request it did not begin, while one that it began is open, does several at a time.
+    pub(super) fn answers(&mut self, place: Place, tid: u32, lost: u32) {
+        let Some(thread) = self.threads.get_mut(&tid).filter(|thread| !thread.open.is_empty()) else {
+            return;
+        };
+        let Some(conn) = self.connections.get(&place.0).and_then(|fds| fds.get(&place.1)) else { return };
+        let own = conn.requests.iter().any(|(_, key)| thread.open.contains(key));
+        thread.interleaves |= !own && lost == 0 && conn.machine.is_open();
+    }
+
+    /// Which of the requests that are open on a connection is being worked on is unknown.
+    pub(super) fn revoke_all(&mut self, place: Place, sink: Sink<'_>) {
+        let Some(conn) = self.conn(place) else { return };
+        let keys: Vec<RequestKey> = conn.requests.iter().map(|(_, key)| *key).collect();
+        for key in keys {
+            self.revoke(key, sink);
+        }
+    }
+
+    /// Something was sent that answers no request that was seen: one came together with the last one, and some of its
+    /// samples may be that one's.
+    pub(super) fn unowned(&mut self, place: Place, sink: Sink<'_>) {
+        let Some(key) = self.conn(place).and_then(|conn| conn.last) else { return };
+        if let Some(trailing) = self.trailing.get_mut(&key)
+            && trailing.finished.attributed
+        {
+            trailing.finished.attributed = false;
+            self.counters.samples_attributed -= trailing.samples;
+            self.counters.samples_revoked += trailing.samples;
+            sink(Output::Revoke { key });
+        }
     }
 
     pub(super) fn overlap(&mut self, key: RequestKey, sink: Sink<'_>) {
         self.revoke(key, sink);
-        if let Some(request) = self.open.get_mut(&key) {
-            request.overlapped = true;
+        let Some(request) = self.open.get_mut(&key) else { return };
+        request.overlapped = true;
+        if let Some(thread) = self.threads.get_mut(&request.tid) {
+            thread.alone.retain(|alone| *alone != key);
         }
     }
 

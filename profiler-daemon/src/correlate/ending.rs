@@ -26,7 +26,7 @@ impl Engine {
             }
         }
         for (id, last) in gone {
-            self.close_place((id.pid, id.fd), last, true, sink);
+            self.close_place((id.pid, id.fd), last, true, 0, sink);
             sink(Output::Left(id));
         }
     }

@@ -7,7 +7,7 @@
 //! ```
 
 use profiler_common::{ConnId, DIR_IN, Data, Header, flags};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
 use super::output::{Counters, Finished, Output, Place, ProcessEvent, RequestKey, Sink};
@@ -41,8 +41,8 @@ pub(super) struct Conn {
     pub(super) machine: Connection,
     /// Open requests by the machine's number; nearly always one.
     pub(super) requests: Vec<(u64, RequestKey)>,
-    /// The mark of the latest request.
-    pub(super) activation: u64,
+    /// The request that was finished last.
+    pub(super) last: Option<RequestKey>,
     /// The kernel side did not know it when it was last asked; see [`Engine::audit`].
     pub(super) missing: bool,
 }
@@ -57,8 +57,16 @@ pub(super) struct Request {
     pub(super) attributed: bool,
     /// Samples after what looks like the end of its response.
     pub(super) tail: u64,
-    /// Its thread began another one meanwhile.
+    /// Its thread did something elsewhere meanwhile.
     pub(super) overlapped: bool,
+}
+
+/// A finished request whose tail may go on.
+#[derive(Debug)]
+pub(super) struct Trailing {
+    pub(super) finished: Finished,
+    /// Attributed to it.
+    pub(super) samples: u64,
 }
 
 /// See the module.
@@ -67,12 +75,16 @@ pub struct Engine {
     pub(super) connections: FxHashMap<u32, FxHashMap<u32, Conn>>,
     pub(super) connection_count: usize,
     pub(super) threads: FxHashMap<u32, Thread>,
+    /// The threads of each process: most processes that fork or end have none here.
+    pub(super) tids: FxHashMap<u32, FxHashSet<u32>>,
     pub(super) open: FxHashMap<RequestKey, Request>,
     /// Finished, but their tail may go on.
-    pub(super) trailing: FxHashMap<RequestKey, Finished>,
+    pub(super) trailing: FxHashMap<RequestKey, Trailing>,
     pub(super) next_key: RequestKey,
     pub(super) counters: Counters,
     pub(super) pruned: u64,
+    /// The mark of the record at hand, if the kernel side counted a request for it and none was announced yet.
+    pub(super) beginning: Option<u64>,
     /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
     scratch: Vec<Found>,
 }
@@ -85,6 +97,7 @@ enum Found {
     Activation { seq: u64, activation: u64 },
     Finished(Box<Exchange>),
     Unseen,
+    Unowned,
     Verdict(Protocol),
 }
 
@@ -93,10 +106,17 @@ impl Engine {
     pub fn event(&mut self, event: &Event<'_>, sink: Sink<'_>) {
         match event {
             Event::Sample(sample) => self.sample(sample, sink),
-            Event::Data { data, captured } => self.data(data, captured, sink),
+            Event::Data { data, captured } => {
+                let begins = data.header.flags & flags::NEW_ACTIVATION != 0;
+                self.beginning = begins.then_some(data.activation);
+                self.data(data, captured, sink);
+                // Nothing came of it. Should it turn out to be one after all, that counts as pipelined.
+                self.counters.requests_discarded += u64::from(self.beginning.take().is_some());
+            }
             Event::Accept(header, conn) => {
+                self.turns_to(None, header.pid, header.tid, sink);
                 // A descriptor that is accepted anew was closed, whether or not that reached us.
-                self.close_place((conn.pid, conn.fd), header.time, true, sink);
+                self.close_place((conn.pid, conn.fd), header.time, true, 0, sink);
                 self.insert(*conn, Connection::accepted());
                 sink(Output::Process(ProcessEvent::Accepted { pid: header.pid }));
             }
@@ -111,16 +131,18 @@ impl Engine {
             }
             Event::Fork { header, child } => {
                 // Whatever had this pid before is gone, whether or not that reached us.
-                self.end_process(*child, header.time, sink);
+                self.end_process(*child, header.time, header.time, 0, sink);
                 sink(Output::Process(ProcessEvent::Forked { parent: header.pid, child: *child }));
             }
             Event::Exec(header) => {
                 // The old program's requests ended with it.
-                self.end_process(header.pid, header.time, sink);
+                self.end_process(header.pid, u64::MAX, header.time, header.tid, sink);
                 sink(Output::Process(ProcessEvent::Exec { pid: header.pid }));
             }
             Event::Exit { header, live } => self.exit(header.pid, header.tid, header.time, *live, sink),
-            Event::Interleaved { header, activation } => self.interleaved(header.tid, *activation, sink),
+            Event::Interleaved { header, activation } => {
+                self.interleaved(header.pid, header.tid, *activation, sink)
+            }
         }
     }
 
@@ -129,7 +151,7 @@ impl Engine {
         let over: Vec<RequestKey> = self
             .trailing
             .iter()
-            .filter(|(_, f)| now.saturating_sub(f.exchange.end) > TAIL_WAIT)
+            .filter(|(_, t)| now.saturating_sub(t.finished.exchange.end) > TAIL_WAIT)
             .map(|(key, _)| *key)
             .collect();
         for key in over {
@@ -147,17 +169,19 @@ impl Engine {
         }
     }
 
-    /// The process is gone, as the daemon found out by itself.
-    pub fn process_gone(&mut self, pid: u32, now: u64, sink: Sink<'_>) {
-        self.end_process(pid, now, sink);
+    /// The process is gone, as the daemon found out by itself. What is not older than `before` belongs to the process
+    /// that has its pid now.
+    pub fn process_gone(&mut self, pid: u32, before: u64, now: u64, sink: Sink<'_>) {
+        self.end_process(pid, before, now, 0, sink);
     }
 
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
+    /// Those that were not yet handed on, so that `begun` is the sum of what became of them at any time.
     pub fn open_requests(&self) -> usize {
-        self.open.len()
+        self.open.len() + self.trailing.len()
     }
 
     pub fn open_connections(&self) -> usize {
@@ -174,7 +198,7 @@ impl Engine {
             return;
         }
         let conn =
-            Conn { generation: id.generation, machine, requests: Vec::new(), activation: 0, missing: false };
+            Conn { generation: id.generation, machine, requests: Vec::new(), last: None, missing: false };
         if self.connections.entry(id.pid).or_default().insert(id.fd, conn).is_none() {
             self.connection_count += 1;
         }
@@ -189,7 +213,7 @@ impl Engine {
             known => {
                 if known.is_some() {
                     // The descriptor was closed and used again, and neither reached us.
-                    self.close_place(place, data.header.time, true, sink);
+                    self.close_place(place, data.header.time, true, 0, sink);
                 }
                 let joined = data.header.flags & flags::UNSEEN_ACCEPT != 0;
                 let machine = if joined { Connection::joined() } else { Connection::accepted() };
@@ -200,6 +224,7 @@ impl Engine {
         if data.samples_lost > 0 {
             self.samples_lost(place, header.tid, data);
         }
+        self.turns_to(Some(place), place.0, header.tid, sink);
         if data.errno != 0 {
             // Other errors say something about the call: sendfile from what is no file, a bad address.
             if ENDED.contains(&(data.errno as i32)) {
@@ -212,9 +237,8 @@ impl Engine {
             return; // the client will send no more; the server may still answer
         }
         if data.direction != DIR_IN {
-            self.writes(place, header.tid, header.lost, sink);
+            self.answers(place, header.tid, header.lost);
         }
-        let blind = header.flags & flags::PIPELINE_OVERFLOW != 0;
         let piece = Piece {
             time: header.time,
             handed: match data.entered {
@@ -229,7 +253,8 @@ impl Engine {
             captured,
             tail: data.tail,
             tail_len: data.tail_len as u8,
-            lost: header.lost + u32::from(blind),
+            lost: header.lost,
+            blind: header.flags & flags::PIPELINE_OVERFLOW != 0,
         };
         self.drive(place, header.tid, sink, |machine, events| machine.piece(&piece, events));
     }
@@ -252,9 +277,9 @@ impl Engine {
                     http::Event::Discarded { seq } => Found::Discarded { seq },
                     http::Event::Activation { seq, activation } => Found::Activation { seq, activation },
                     http::Event::Finished(exchange) => Found::Finished(Box::new(exchange)),
-                    http::Event::Unseen { .. } => Found::Unseen,
+                    http::Event::Unseen => Found::Unseen,
                     http::Event::Verdict(protocol) => Found::Verdict(protocol),
-                    http::Event::Head { .. } | http::Event::Status { .. } => return,
+                    http::Event::Unowned => Found::Unowned,
                 });
             });
         }
@@ -275,12 +300,15 @@ impl Engine {
                 }
                 Found::Discarded { seq } => {
                     if let Some(key) = self.take_key(place, seq) {
-                        self.counters.requests_discarded += 1;
                         self.discard(key, sink);
                     }
                 }
-                Found::Finished(exchange) => self.finished(place, *exchange, sink),
-                Found::Unseen => self.counters.requests_unseen += 1,
+                Found::Finished(exchange) => self.finished(place, *exchange, actor, sink),
+                Found::Unseen => {
+                    self.counters.requests_unseen += 1;
+                    self.revoke_all(place, sink);
+                }
+                Found::Unowned => self.unowned(place, sink),
                 Found::Verdict(protocol) => sink(Output::Protocol { pid: place.0, protocol }),
             }
         }
@@ -305,6 +333,7 @@ impl Engine {
                     thread.activation = 0; // what the mark stood for was nothing
                 }
             }
+            self.counters.requests_discarded += 1;
             self.counters.samples_attributed -= request.samples;
             self.counters.samples_revoked += request.samples;
             sink(Output::Discard { key });
@@ -317,23 +346,29 @@ impl Engine {
         if self.threads.get(&tid).is_some_and(|thread| thread.pid != place.0) {
             self.forget_thread(tid, sink);
         }
-        let interleaves = self.interleaves(place, tid, sink);
         // The tail of what this thread did before is over.
         if let Some(key) = self.threads.get_mut(&tid).and_then(|thread| thread.tail.take()) {
             self.release(key, sink);
         }
         self.next_key += 1;
         let key = self.next_key;
+        let shares_mark = self.beginning.take_if(|begun| *begun == activation).is_none();
+        self.counters.requests_pipelined += u64::from(shares_mark);
+        let mut attributed = true;
+        if self.conn(place).is_some_and(|conn| !conn.requests.is_empty()) {
+            // The one before is not answered: the server may work on either, and write both answers at once.
+            self.revoke_all(place, sink);
+            attributed = false;
+        }
         if let Some(conn) = self.conn(place) {
             conn.requests.push((seq, key));
-            let before = std::mem::replace(&mut conn.activation, activation);
-            self.counters.requests_pipelined += u64::from(before == activation);
         }
-        let mut attributed = !interleaves;
         if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {
             let thread = self.threads.entry(tid).or_default();
             thread.pid = place.0;
+            attributed &= !thread.interleaves && thread.open.is_empty();
             thread.begin(activation, place, key, time);
+            self.tids.entry(place.0).or_default().insert(tid);
         } else {
             self.counters.refused += 1;
             attributed = false;
@@ -348,28 +383,37 @@ impl Engine {
         let full = self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid);
         if full && time.saturating_sub(self.pruned) > PRUNE_EVERY {
             self.pruned = time;
-            self.threads.retain(|_, thread| {
-                !thread.open.is_empty()
+            let tids = &mut self.tids;
+            self.threads.retain(|tid, thread| {
+                let stays = !thread.open.is_empty()
                     || thread.tail.is_some()
-                    || time.saturating_sub(thread.began) < THREAD_IDLE
+                    || time.saturating_sub(thread.began) < THREAD_IDLE;
+                if !stays {
+                    forget_tid(tids, thread.pid, *tid);
+                }
+                stays
             });
         }
     }
 
     fn forget_thread(&mut self, tid: u32, sink: Sink<'_>) {
-        if let Some(key) = self.threads.remove(&tid).and_then(|thread| thread.tail) {
+        let Some(thread) = self.threads.remove(&tid) else { return };
+        forget_tid(&mut self.tids, thread.pid, tid);
+        if let Some(key) = thread.tail {
             self.release(key, sink);
         }
     }
 
-    fn finished(&mut self, place: Place, exchange: Exchange, sink: Sink<'_>) {
+    /// `actor`: the thread that ended it, 0 = nobody that is known.
+    fn finished(&mut self, place: Place, exchange: Exchange, actor: u32, sink: Sink<'_>) {
         let Some(key) = self.take_key(place, exchange.seq) else { return };
-        // Another thread answered, so the one that received did not do the work. Or which response was its own is not
-        // known: the thread may have gone on to a pipelined request meanwhile, under the same activation.
-        let doubts = [http::note::LOST, http::note::PIPELINE_UNSEEN, http::note::PIPELINE_LIMIT];
-        let unsure = exchange.outcome == Outcome::Incomplete
-            && (exchange.lost > 0 || exchange.note.is_some_and(|note| doubts.contains(&note)));
-        if exchange.handoff || unsure {
+        // Another thread answered, or ended it unanswered, so the one that received did not do the work. Or where its
+        // work ended is not known: its thread may have gone on to something else under the same activation.
+        // That profiling stopped says nothing against what was seen until then.
+        let stopped = exchange.note == Some(http::note::STOPPED);
+        let unanswered = exchange.first_out.is_none() && actor != exchange.tid && !stopped;
+        let passed_on = exchange.handoff || unanswered;
+        if passed_on || (exchange.outcome == Outcome::Incomplete && !stopped) {
             self.revoke(key, sink);
         }
         let Some(request) = self.open.remove(&key) else { return };
@@ -385,7 +429,7 @@ impl Engine {
             thread.forget(key);
             let exchange = &finished.exchange;
             // It went on after another had begun, and nothing was lost: the thread does several things at a time.
-            if request.overlapped && !exchange.handoff && exchange.lost == 0 {
+            if request.overlapped && !passed_on && exchange.lost == 0 {
                 thread.interleaves = true;
             }
             let busy = request.attributed && thread.open.is_empty() && exchange.outcome != Outcome::Exit;
@@ -393,7 +437,10 @@ impl Engine {
                 if let Some(old) = thread.tail.replace(key) {
                     self.release(old, sink);
                 }
-                self.trailing.insert(key, finished);
+                self.trailing.insert(key, Trailing { finished, samples: request.samples });
+                if let Some(conn) = self.conn(place) {
+                    conn.last = Some(key);
+                }
                 return;
             }
         }
@@ -402,7 +449,7 @@ impl Engine {
 
     /// A finished request's tail is over.
     pub(super) fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
-        if let Some(finished) = self.trailing.remove(&key) {
+        if let Some(Trailing { finished, .. }) = self.trailing.remove(&key) {
             if let Some(thread) = self.threads.get_mut(&finished.exchange.tid)
                 && thread.tail == Some(key)
             {
@@ -421,13 +468,13 @@ impl Engine {
             Some(generation) => {
                 // Another use of the descriptor, or what came before the close did not all reach us.
                 let gap = generation != id.generation || header.lost > 0;
-                self.close_place(place, header.time, gap, sink);
+                self.close_place(place, header.time, gap, header.tid, sink);
             }
         }
     }
 
-    /// `gap`: records in front of the close are missing.
-    pub(super) fn close_place(&mut self, place: Place, time: u64, gap: bool, sink: Sink<'_>) {
+    /// `gap`: records in front of the close are missing. `actor`: the thread that closes, 0 = nobody that is known.
+    pub(super) fn close_place(&mut self, place: Place, time: u64, gap: bool, actor: u32, sink: Sink<'_>) {
         if gap {
             let missing = Piece {
                 time,
@@ -441,10 +488,11 @@ impl Engine {
                 tail: [0; 8],
                 tail_len: 0,
                 lost: 1,
+                blind: false,
             };
             self.drive(place, 0, sink, |machine, events| machine.piece(&missing, events));
         }
-        self.drive(place, 0, sink, |machine, events| machine.close(time, events));
+        self.drive(place, actor, sink, |machine, events| machine.close(time, events));
         let fds = self.connections.get_mut(&place.0);
         if let Some(conn) = fds.and_then(|fds| fds.remove(&place.1)) {
             self.connection_count -= 1;
@@ -459,7 +507,7 @@ impl Engine {
         self.forget_thread(tid, sink);
         match live {
             0 => {
-                self.end_process(pid, time, sink);
+                self.end_process(pid, u64::MAX, time, tid, sink);
                 sink(Output::Process(ProcessEvent::Exited { pid }));
             }
             profiler_common::LIVE_UNKNOWN => sink(Output::Process(ProcessEvent::MayHaveExited { pid })),
@@ -467,27 +515,44 @@ impl Engine {
         }
     }
 
-    fn end_process(&mut self, pid: u32, time: u64, sink: Sink<'_>) {
-        let fds: Vec<u32> =
-            self.connections.get(&pid).map(|fds| fds.keys().copied().collect()).unwrap_or_default();
+    /// Ends what is older than `before`. `actor`: the thread that ended it all, 0 = nobody that is known.
+    fn end_process(&mut self, pid: u32, before: u64, time: u64, actor: u32, sink: Sink<'_>) {
+        let fds: Vec<u32> = self.connections.get(&pid).map_or_else(Vec::new, |fds| {
+            fds.iter().filter(|(_, conn)| conn.generation < before).map(|(fd, _)| *fd).collect()
+        });
         for fd in fds {
-            self.drive((pid, fd), 0, sink, |machine, events| machine.exit(time, events));
-        }
-        for (fd, conn) in self.connections.remove(&pid).unwrap_or_default() {
+            self.drive((pid, fd), actor, sink, |machine, events| machine.exit(time, events));
+            let left = self.connections.get_mut(&pid).and_then(|fds| fds.remove(&fd));
+            let Some(conn) = left else { continue };
             self.connection_count -= 1;
             for (_, key) in conn.requests {
                 self.discard(key, sink);
             }
             sink(Output::Left(ConnId { generation: conn.generation, pid, fd }));
         }
-        self.forget_threads(pid, sink);
+        if self.connections.get(&pid).is_some_and(FxHashMap::is_empty) {
+            self.connections.remove(&pid);
+        }
+        self.forget_threads(pid, before, sink);
     }
 
-    pub(super) fn forget_threads(&mut self, pid: u32, sink: Sink<'_>) {
-        let threads: Vec<u32> =
-            self.threads.iter().filter(|(_, thread)| thread.pid == pid).map(|(tid, _)| *tid).collect();
+    /// Forgets the threads of a process that began nothing since `before`.
+    pub(super) fn forget_threads(&mut self, pid: u32, before: u64, sink: Sink<'_>) {
+        let threads: Vec<u32> = self.tids.get(&pid).map_or_else(Vec::new, |tids| {
+            let old = |tid: &&u32| self.threads.get(tid).is_some_and(|thread| thread.began < before);
+            tids.iter().filter(old).copied().collect()
+        });
         for tid in threads {
             self.forget_thread(tid, sink);
+        }
+    }
+}
+
+fn forget_tid(tids: &mut FxHashMap<u32, FxHashSet<u32>>, pid: u32, tid: u32) {
+    if let Some(of) = tids.get_mut(&pid) {
+        of.remove(&tid);
+        if of.is_empty() {
+            tids.remove(&pid);
         }
     }
 }

@@ -14,11 +14,10 @@ impl Engine {
         for (fd, conn) in self.connections.remove(&pid).unwrap_or_default() {
             self.connection_count -= 1;
             for (_, key) in conn.requests {
-                self.counters.requests_discarded += 1;
                 self.discard(key, sink);
             }
             sink(Output::Left(ConnId { generation: conn.generation, pid, fd }));
         }
-        self.forget_threads(pid, sink);
+        self.forget_threads(pid, u64::MAX, sink);
     }
 }

@@ -3,7 +3,7 @@
 //! In: a service and a path without its query string, as the client sent it and so hostile. Out: a route such as
 //! `/orders/{id}`, safe as a metric label and in a table. The user's own patterns are asked first; the rest is a
 //! heuristic over single segments, in [`segment`]. A service has at most [`ROUTES_PER_SERVICE`] routes of the
-//! heuristic; what exceeds them is [`OTHER`] and counted, so that a scanner that tries a million words costs
+//! heuristic; what exceeds them is [`OTHER`], which the metrics count, so that a scanner that tries a million words costs
 //! neither memory nor label sets.
 
 mod segment;
@@ -160,7 +160,6 @@ pub struct Router {
     older: HashMap<Box<str>, Arc<str>>,
     key: String,
     other: Arc<str>,
-    overflowed: u64,
 }
 
 impl Router {
@@ -172,7 +171,6 @@ impl Router {
             older: HashMap::new(),
             key: String::new(),
             other: OTHER.into(),
-            overflowed: 0,
         }
     }
 
@@ -193,7 +191,6 @@ impl Router {
             self.key.push('\0');
             self.key.push_str(path);
             if let Some(route) = self.recall() {
-                self.count(&route);
                 return route;
             }
         }
@@ -205,19 +202,7 @@ impl Router {
         if memorable && !Arc::ptr_eq(&route, &self.other) {
             self.remember(Arc::clone(&route));
         }
-        self.count(&route);
         route
-    }
-
-    /// Requests that got [`OTHER`] because a bound was reached.
-    pub fn overflowed(&self) -> u64 {
-        self.overflowed
-    }
-
-    fn count(&mut self, route: &Arc<str>) {
-        if Arc::ptr_eq(route, &self.other) {
-            self.overflowed += 1;
-        }
     }
 
     fn recall(&mut self) -> Option<Arc<str>> {
@@ -316,7 +301,6 @@ mod tests {
         assert_eq!(&*router.route("shop", "/u/alice/x"), "/u/{*rest}");
         assert_eq!(&*router.route("blog", "/u/alice"), "/u/{*rest}");
         assert_eq!(&*router.route("blog", "/v/17"), "/v/{id}");
-        assert_eq!(router.overflowed(), 0);
     }
 
     #[test]
@@ -328,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_excess_is_other_and_counted_each_time() {
+    fn the_excess_is_other() {
         let mut router = Router::new(vec![any("/pattern/{x}")]);
         let letters =
             |n: usize| format!("/{}{}", (b'g' + (n / 20) as u8) as char, (b'g' + (n % 20) as u8) as char);
@@ -337,11 +321,9 @@ mod tests {
         }
         assert_eq!(&*router.route("s", "/one-more"), OTHER);
         assert_eq!(&*router.route("s", "/one-more"), OTHER);
-        assert_eq!(router.overflowed(), 2);
         assert_eq!(&*router.route("s", &letters(3)), letters(3), "known routes stay");
         assert_eq!(&*router.route("s", "/pattern/1"), "/pattern/{x}", "the user's patterns are not capped");
         assert_eq!(&*router.route("t", "/one-more"), "/one-more", "each service has its own room");
-        assert_eq!(router.overflowed(), 2);
     }
 
     #[test]
@@ -369,7 +351,6 @@ mod tests {
             routes.insert(router.route("s", &format!("/{word}/{n}")));
         }
         assert_eq!(routes.len(), ROUTES_PER_SERVICE + 1);
-        assert_eq!(router.overflowed(), 1_000_000 - ROUTES_PER_SERVICE as u64);
         assert_eq!(router.services["s"].len(), ROUTES_PER_SERVICE);
         assert!(router.recent.len() <= MEMO_HALF && router.older.len() <= MEMO_HALF);
     }

@@ -160,14 +160,42 @@ fn an_answer_elsewhere_takes_the_samples_back() {
     assert_eq!(stage.counters().samples_revoked, 4);
 }
 
+/// Which of them the thread works on is its own business, until the first answer at least.
 #[test]
-fn pipelined_requests_take_turns() {
+fn pipelined_requests_get_nothing() {
     let mut stage = Stage::new();
     stage.accept(1, 5);
     stage.request(1, 10, 5, "/a").pipelined(1, 10, 5, "/b");
-    stage.samples(1, 10, 1).output(1, 10, 5, OK).samples(1, 10, 2).output(1, 10, 5, OK);
-    stage.samples(1, 10, 3).close(1, 10, 5);
-    stage.gives(&["/a Complete 1 after 0", "/b Complete 2 after 3"]);
+    stage.samples(1, 10, 5).output(1, 10, 5, OK).output(1, 10, 5, OK);
+    stage.request(1, 10, 5, "/c").samples(1, 10, 2).output(1, 10, 5, OK).samples(1, 10, 3).close(1, 10, 5);
+    stage.gives(&["/a Complete none", "/b Complete none", "/c Complete 2 after 3"]);
+}
+
+/// Both answers are in one write, and behind the first one's body the second is invisible.
+#[test]
+fn a_pipelined_response_that_is_not_seen_gets_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").samples(1, 10, 1).pipelined(1, 10, 5, "/b").samples(1, 10, 5);
+    stage.output(1, 10, 5, &format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc{OK}"));
+    stage.samples(1, 10, 2).wait(6_000_000_000);
+    stage.gives(&["/a Complete none", "/b Incomplete none"]);
+}
+
+/// A request that nobody can see follows a body in the same transfer.
+#[test]
+fn a_hidden_pipelined_request_takes_trust_away() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6);
+    stage.input(1, 10, 5, "POST /known HTTP/1.1\r\nContent-Length: 5\r\n\r\n", flags::NEW_ACTIVATION);
+    stage.hidden(1, 10, 5, "helloGET /b HTTP/1.1\r\n\r\n").samples(1, 10, 4).output(1, 10, 5, OK);
+    // Behind a body whose end cannot be seen it shows by its answer, in the same write or a later one.
+    let chunked = "POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stage.input(1, 11, 6, chunked, flags::NEW_ACTIVATION);
+    stage.hidden(1, 11, 6, "0\r\n\r\nGET /b HTTP/1.1\r\n\r\n").samples(1, 11, 4);
+    stage.output(1, 11, 6, OK).output(1, 11, 6, OK);
+    stage.close(1, 10, 5).close(1, 11, 6);
+    stage.gives(&["/known Complete none", "/chunked Complete none"]);
 }
 
 /// The response between two pipelined requests is lost: what looks like the first one's samples may be the second's.
@@ -189,6 +217,23 @@ fn a_handed_over_request_gets_nothing() {
     assert_eq!(stage.counters().samples_revoked, 2);
 }
 
+/// The one that received it went on with something else, and whoever closes did the work.
+#[test]
+fn a_request_that_another_thread_closes_unanswered_gets_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).accept(1, 6).accept(1, 7);
+    stage.request(1, 10, 5, "/other").samples(1, 10, 2).close(1, 11, 5);
+    stage.request(1, 10, 6, "/reset").samples(1, 10, 2).fails(1, 11, 6, libc::ECONNRESET);
+    stage.request(1, 10, 7, "/own").samples(1, 10, 2).close(1, 10, 7);
+    stage.accept(1, 8).request(1, 10, 8, "/nobody").samples(1, 10, 2).accept(1, 8);
+    stage.gives(&[
+        "/other Aborted none",
+        "/reset Aborted none",
+        "/own Aborted 2 after 0",
+        "/nobody Incomplete none",
+    ]);
+}
+
 /// The one that reads a body on with another mark is not the one that began: the first one's mark stays its own.
 #[test]
 fn a_body_read_by_another_thread_hands_over() {
@@ -196,7 +241,7 @@ fn a_body_read_by_another_thread_hands_over() {
     stage.accept(1, 5).accept(1, 6);
     stage.input(1, 10, 5, "POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\n", flags::NEW_ACTIVATION);
     stage.output(1, 10, 5, "HTTP/1.1 100 Continue\r\n\r\n");
-    stage.input(1, 11, 5, "GET /x", flags::NEW_ACTIVATION);
+    stage.input(1, 11, 5, "GET /", flags::NEW_ACTIVATION);
     stage.samples(1, 10, 1);
     stage.output(1, 10, 5, OK).close(1, 10, 5);
     stage.gives(&["/a Complete none"]);
@@ -249,8 +294,24 @@ fn a_pid_is_used_again() {
     stage.samples(1, 10, 1);
     stage.accept(1, 6);
     stage.request(1, 10, 6, "/b").samples(1, 10, 3).output(1, 10, 6, OK).close(1, 10, 6);
-    stage.gives(&["/a Exit 2 after 0", "/b Complete 3 after 0"]);
+    stage.gives(&["/a Exit none", "/b Complete 3 after 0"]);
     assert_eq!(stage.left, [(1, 5)]);
+}
+
+/// The end of a process was lost, and its pid is another one's before the daemon finds out.
+#[test]
+fn a_process_that_is_found_gone_takes_nothing_of_its_successor_along() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).request(1, 10, 5, "/old").samples(1, 10, 2);
+    let born = stage.time + 1;
+    stage.accept(1, 6).request(1, 12, 6, "/new").samples(1, 12, 1);
+    stage.gone(1, born);
+    stage.gives(&["/old Exit none"]);
+    stage.samples(1, 12, 2).output(1, 12, 6, OK).close(1, 12, 6);
+    stage.gives(&["/old Exit none", "/new Complete 3 after 0"]);
+    assert_eq!(stage.left, [(1, 5)]);
+    stage.accept(1, 7).request(1, 12, 7, "/last").gone(1, u64::MAX);
+    assert_eq!(stage.engine.open_connections(), 0);
 }
 
 #[test]
@@ -260,7 +321,7 @@ fn a_thread_id_is_used_again_by_another_process() {
     stage.request(1, 10, 5, "/a").samples(1, 10, 2);
     stage.request(2, 10, 7, "/b").samples(2, 10, 3).output(2, 10, 7, OK).close(2, 10, 7);
     stage.exit(1, 11, 0);
-    stage.gives(&["/a Exit 2 after 0", "/b Complete 3 after 0"]);
+    stage.gives(&["/a Exit none", "/b Complete 3 after 0"]);
 }
 
 #[test]
@@ -369,8 +430,8 @@ fn the_end_of_profiling_ends_what_is_open() {
     stage.gives(&[
         "/waits Incomplete 2 after 0",
         "/answers Incomplete 0 after 0",
-        "/first Incomplete 0 after 0",
-        "/second Incomplete 0 after 0",
+        "/first Incomplete none",
+        "/second Incomplete none",
         "/partial Incomplete 0 after 0",
     ]);
     assert!(stage.finished.iter().all(|done| done.exchange.note == Some(note::STOPPED)));
@@ -493,14 +554,130 @@ fn what_is_no_request_gives_its_samples_back() {
     assert_eq!((counters.samples_attributed, counters.samples_revoked, counters.samples_unknown), (0, 2, 1));
 }
 
+/// An event loop with one HTTP request in flight: what else it does shows as an accept, or as a transfer.
 #[test]
-fn an_upgraded_connection_may_be_written_to_within_another_request() {
+fn an_accept_within_a_request_takes_trust_away() {
     let mut stage = Stage::new();
-    stage.accept(1, 5).accept(1, 6);
-    stage.request(1, 10, 5, "/socket").output(1, 10, 5, "HTTP/1.1 101 Switching Protocols\r\n\r\n");
-    stage.request(1, 10, 6, "/a").samples(1, 10, 2).output(1, 10, 5, "frame").samples(1, 10, 1);
-    stage.output(1, 10, 6, OK).close(1, 10, 6);
-    stage.gives(&["/socket Upgraded 0 after 0", "/a Complete 3 after 0"]);
+    stage.accept(1, 5).request(1, 10, 5, "/loop").samples(1, 10, 1);
+    stage.accept_by(1, 10, 6).samples(1, 10, 5);
+    stage.output(1, 10, 5, OK);
+    stage.request(1, 10, 5, "/next").samples(1, 10, 1).output(1, 10, 5, OK);
+    stage.gives(&["/loop Complete none", "/next Complete none"]);
+    assert_eq!(stage.counters().samples_interleaved, 6, "{:?}", stage.counters());
+}
+
+#[test]
+fn a_transfer_elsewhere_within_a_request_takes_trust_away() {
+    let upgrade = |stage: &mut Stage| {
+        stage.request(1, 10, 5, "/socket").output(1, 10, 5, "HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    };
+    let binary = |stage: &mut Stage| {
+        stage.input(1, 10, 5, "\x16\x03\x01", 0);
+    };
+    let unknown = |stage: &mut Stage| {
+        stage.hidden(1, 11, 5, "nothing to be seen");
+    };
+    type Kind<'a> = (&'a dyn Fn(&mut Stage), &'a [&'a str]);
+    let kinds: [Kind<'_>; 3] = [
+        (&upgrade, &["/a Complete none", "/socket Upgraded 0 after 0"]),
+        (&binary, &["/a Complete none"]),
+        (&unknown, &["/a Complete none"]),
+    ];
+    for (kind, gives) in kinds {
+        for out in [false, true] {
+            let mut stage = Stage::new();
+            stage.accept(1, 5).accept(1, 6);
+            kind(&mut stage);
+            stage.request(1, 10, 6, "/a").samples(1, 10, 2);
+            if out {
+                stage.output(1, 10, 5, "frame")
+            } else {
+                stage.hidden(1, 10, 5, "frame")
+            };
+            stage.samples(1, 10, 1).output(1, 10, 6, OK).close(1, 10, 6).close(1, 10, 5);
+            stage.gives(gives);
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_accepts_reads_writes_and_closes_does_one_thing_at_a_time() {
+    let mut stage = Stage::new();
+    for (path, chunked) in [("/a", false), ("/b", true), ("/c", false)] {
+        stage.accept_by(1, 10, 5).request(1, 10, 5, path).samples(1, 10, 2);
+        if chunked {
+            // Its end is proven by nothing yet, and the connection stays open.
+            stage.output(1, 10, 5, CHUNKED).output(1, 10, 5, "0\r\n\r\n").accept_by(1, 10, 6);
+        } else {
+            stage.output(1, 10, 5, OK);
+        }
+        stage.close(1, 10, 5);
+    }
+    stage.gives(&["/a Complete 2 after 0", "/b Complete 2 after 0", "/c Complete 2 after 0"]);
+}
+
+/// The end of the request was lost, so that its thread only looks as if it accepted meanwhile.
+#[test]
+fn an_accept_after_a_lost_response_does_not_make_an_event_loop() {
+    let mut stage = Stage::new();
+    stage.accept_by(1, 10, 5).request(1, 10, 5, "/a").samples(1, 10, 2).lose(1, 5);
+    stage.accept_by(1, 10, 6).close(1, 10, 5);
+    stage.request(1, 10, 6, "/b").samples(1, 10, 2).output(1, 10, 6, OK).close(1, 10, 6);
+    stage.gives(&["/a Incomplete none", "/b Complete 2 after 0"]);
+}
+
+/// More pieces in a write than the kernel side looks at: the rest is invisible, not lost.
+#[test]
+fn an_invisible_rest_is_no_loss() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/whole").samples(1, 10, 1).output(1, 10, 5, head).blind(1, 10, 5, true, 100);
+    stage.request(1, 10, 5, "/part").samples(1, 10, 1).output(1, 10, 5, head).blind(1, 10, 5, true, 60);
+    stage.output(1, 10, 5, "0123456789012345678901234567890123456789").samples(1, 10, 1);
+    stage.request(1, 10, 5, "/next").output(1, 10, 5, CHUNKED).blind(1, 10, 5, true, 100);
+    stage.request(1, 10, 5, "/last").output(1, 10, 5, CHUNKED).blind(1, 10, 5, true, 100).close(1, 10, 5);
+    stage.gives(&[
+        "/whole Complete 1 after 0",
+        "/part Complete 1 after 1",
+        "/next Complete 0 after 0",
+        "/last Incomplete none",
+    ]);
+    assert_eq!(stage.note("/last"), Some(note::RESPONSE_END));
+    assert!(stage.finished.iter().all(|done| done.lost == 0));
+}
+
+/// How many responses an invisible rest holds is unknown where several are due.
+#[test]
+fn an_invisible_rest_may_hold_other_responses() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5);
+    stage.request(1, 10, 5, "/a").pipelined(1, 10, 5, "/b").pipelined(1, 10, 5, "/c");
+    stage.output(1, 10, 5, CHUNKED).blind(1, 10, 5, true, 100).output(1, 10, 5, OK).close(1, 10, 5);
+    stage.gives(&["/a Incomplete none", "/b Incomplete none", "/c Incomplete none"]);
+    assert!(stage.finished.iter().all(|done| done.exchange.note == Some(note::PIPELINE_UNSEEN)));
+    assert!(stage.finished.iter().all(|done| done.lost == 0));
+}
+
+/// Whatever the kernel side takes for a beginning ends in one of the counters; the stage checks the sum.
+#[test]
+fn every_beginning_is_accounted_for() {
+    let mut stage = Stage::new();
+    // Bytes that cannot be read; what reads like a request on a connection that is upgraded, or speaks otherwise.
+    stage.accept(1, 5).unreadable(1, 10, 5, 200);
+    stage.accept(1, 6).request(1, 11, 6, "/socket");
+    stage.output(1, 11, 6, "HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    stage.input(1, 11, 6, "PING", flags::NEW_ACTIVATION);
+    stage.accept(1, 7).input(1, 12, 7, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", flags::NEW_ACTIVATION);
+    // Of a connection that was open before, only a whole line is believed.
+    stage.known(1, 8).input(1, 13, 8, "POST", flags::NEW_ACTIVATION | flags::UNSEEN_ACCEPT);
+    stage.input(1, 13, 8, " is what this text is about\r\n", 0);
+    stage.known(1, 9).input(1, 14, 9, "GET", flags::NEW_ACTIVATION | flags::UNSEEN_ACCEPT);
+    stage.input(1, 14, 9, " /split HTTP/1.1\r\n\r\n", 0).output(1, 14, 9, OK);
+    stage.close(1, 11, 6).close(1, 14, 9);
+    stage.gives(&["/socket Upgraded 0 after 0", "/split Complete 0 after 0"]);
+    let counters = stage.counters();
+    assert_eq!((counters.requests_discarded, counters.requests_pipelined), (5, 1));
 }
 
 #[test]

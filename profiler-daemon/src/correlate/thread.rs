@@ -1,9 +1,12 @@
 //! What one thread is working on.
 //!
 //! The rule that attribution stands on: a thread that serves one request at a time works for the request it began
-//! last. While two of its own are open nothing is attributed to either: no guess is better than a wrong one. When the
-//! older one then goes on, the thread is an event loop, and nothing is attributed to it any more, ever. When it does
-//! not, its end was lost, and the rule holds again as soon as that is clear.
+//! last. While two of its own are open, or it accepts or transfers elsewhere within one, nothing is attributed to any
+//! of them: no guess is better than a wrong one. When the older one then goes on, the thread is an event loop, and
+//! nothing is attributed to it any more, ever. When it does not, its end was lost, and the rule holds again as soon as
+//! that is clear.
+
+use rustc_hash::FxHashSet;
 
 use super::output::{Place, RequestKey};
 
@@ -18,7 +21,10 @@ pub struct Thread {
     /// The connection that mark came from.
     pub place: Option<Place>,
     /// Requests it began that are not finished.
-    pub open: Vec<RequestKey>,
+    pub open: FxHashSet<RequestKey>,
+    /// Of these, the ones during which it was not seen doing anything elsewhere: one connection's, nearly always one.
+    /// What it does next is compared with these only, so that thousands of requests of an event loop cost nothing.
+    pub alone: Vec<RequestKey>,
     /// When it began the last one, ns.
     pub began: u64,
     /// It was seen going on with one request after it had begun another.
@@ -34,7 +40,10 @@ impl Thread {
             self.before = self.activation;
         }
         (self.activation, self.place, self.began) = (activation, Some(place), time);
-        self.open.push(key);
+        self.open.insert(key);
+        if !self.interleaves {
+            self.alone.push(key);
+        }
     }
 
     /// Whether a mark seen at `time` is of what it did before it began its one open request, and is done. The clock may
@@ -44,6 +53,7 @@ impl Thread {
     }
 
     pub fn forget(&mut self, key: RequestKey) {
-        self.open.retain(|open| *open != key);
+        self.open.remove(&key);
+        self.alone.retain(|open| *open != key);
     }
 }

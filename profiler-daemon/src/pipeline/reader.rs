@@ -14,7 +14,7 @@ use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
 use crate::health::Pulse;
-use crate::process::identity::ProcessKey;
+use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::Targets;
 use crate::process::{manager, sockets};
 use crate::replay::Recorder;
@@ -288,8 +288,10 @@ impl Reader {
     }
 
     fn process_gone(&mut self, pid: u32) {
+        // Its end was not reported, so another process may have its pid by now, and be known.
+        let before = identity::key(pid).map_or(u64::MAX, identity::earliest);
         let mut route = route!(self);
-        self.engine.process_gone(pid, sys::monotonic_ns(), &mut |output| route.output(output));
+        self.engine.process_gone(pid, before, sys::monotonic_ns(), &mut |output| route.output(output));
         self.batch.push(Message::Exited(pid));
     }
 }

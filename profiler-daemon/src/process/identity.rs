@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use super::patience::{MEMORY, PATIENCE};
+use crate::bpf::sys;
 
 /// A process across pid reuse: no two processes share a pid and a start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,6 +73,16 @@ pub fn key(pid: u32) -> Result<ProcessKey, IdentityError> {
     let stat = read_proc(pid, "stat", STAT_MAX)?;
     let stat = parse_stat(&stat).ok_or(IdentityError::Stat { pid })?;
     Ok(ProcessKey { pid, start_time: stat.start_time })
+}
+
+/// No record of this process is older, ns of `CLOCK_MONOTONIC`. Its start is known in ticks of the clock that goes on
+/// while the machine sleeps; what it slept so far is taken off, which is more than what it had slept by then.
+pub fn earliest(key: ProcessKey) -> u64 {
+    // SAFETY: asks for a constant.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let tick = 1_000_000_000 / u64::try_from(ticks).unwrap_or_default().max(1);
+    let slept = sys::boottime_ns().saturating_sub(sys::monotonic_ns());
+    key.start_time.saturating_mul(tick).saturating_sub(slept)
 }
 
 /// The thread through which a process's memory, map and files can be seen: its first, unless that ended before the
@@ -202,6 +213,9 @@ mod tests {
         let me = read(std::process::id()).unwrap();
         assert_eq!(me.key, key(std::process::id()).unwrap());
         assert!(me.key.start_time > 0);
+        let age = sys::monotonic_ns().checked_sub(earliest(me.key)).expect("it began before now");
+        let slept = sys::boottime_ns().saturating_sub(sys::monotonic_ns());
+        assert!(age < slept + 86_400_000_000_000, "a test process that is days old: {age} ns");
         assert_eq!(me.exe, Some(std::env::current_exe().unwrap()));
         assert_eq!(me.cmdline, std::env::args().collect::<Vec<_>>());
         assert_eq!(me.ppid, std::os::unix::process::parent_id());

@@ -32,7 +32,6 @@ pub struct Connection {
     pub(super) proven: bool,
     /// The client once sent a request before the previous response was over.
     pub(super) pipelined: bool,
-    protocol: Option<Protocol>,
     last_activity: u64,
 }
 
@@ -114,7 +113,6 @@ impl Connection {
             doubt: None,
             proven: false,
             pipelined: false,
-            protocol: None,
             last_activity: 0,
         }
     }
@@ -215,11 +213,6 @@ impl Connection {
         self.input == Input::Foreign
     }
 
-    /// What the connection speaks instead of HTTP/1.x.
-    pub fn protocol(&self) -> Option<Protocol> {
-        self.protocol
-    }
-
     /// Time of the last piece, for the caller's idle timeout.
     pub fn last_activity(&self) -> u64 {
         self.last_activity
@@ -234,7 +227,6 @@ impl Connection {
     pub(super) fn verdict(&mut self, protocol: Protocol, sink: Sink<'_>) {
         self.input = Input::Foreign;
         self.request.take();
-        self.protocol = Some(protocol);
         sink(Event::Verdict(protocol));
     }
 

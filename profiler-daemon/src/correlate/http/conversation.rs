@@ -38,7 +38,8 @@ struct Script {
     /// Requests in one batch are pipelined.
     batches: Vec<Vec<Talk>>,
     sizes: Vec<usize>,
-    splits_writes: bool,
+    /// Responses without a body share a write.
+    merges: bool,
     /// Bytes of the last response that are written, if not all.
     cut: Option<usize>,
 }
@@ -120,7 +121,7 @@ fn script() -> impl Strategy<Value = Script> {
     let sizes = proptest::collection::vec(prop_oneof![1..2usize, 1..8usize, 8..60usize, 60..9000usize], 1..8);
     let last = (talk(true, true), content(), 0..3usize);
     (proptest::collection::vec(batch(), 0..5), last, sizes, any::<bool>(), 0..10_000usize).prop_map(
-        |(mut batches, (mut last, body, end), sizes, splits_writes, cut)| {
+        |(mut batches, (mut last, body, end), sizes, merges, cut)| {
             let mut written = None;
             if end > 0 {
                 (last.status, last.early, last.interim) = (200, None, Vec::new());
@@ -131,7 +132,7 @@ fn script() -> impl Strategy<Value = Script> {
                 written = (end == 2).then_some(cut);
             }
             batches.push(vec![last]);
-            Script { batches, sizes, splits_writes, cut: written }
+            Script { batches, sizes, merges, cut: written }
         },
     )
 }
@@ -328,10 +329,9 @@ fn perform(script: &Script) -> (Vec<Captured>, u64, Vec<Account>) {
                 bytes.truncate(cut % bytes.len());
             }
             marks.response_bytes = bytes.len();
-            // Where the kernel side looks for a second response in one write, responses without a body may share it.
-            let merges = script.splits_writes
-                && talk.bodiless()
-                && batch.iter().all(|t| t.interim.is_empty() && !t.handoff);
+            // The kernel side looks for a second response behind a head.
+            let merges =
+                script.merges && talk.bodiless() && batch.iter().all(|t| t.interim.is_empty() && !t.handoff);
             if merges {
                 marks.response = wire.offset(Direction::Out) + pending.len();
                 pending.extend(bytes);
@@ -369,7 +369,7 @@ fn perform(script: &Script) -> (Vec<Captured>, u64, Vec<Account>) {
         }
     });
     let accounts = accounts.collect();
-    let mut kernel = Kernel::new(script.splits_writes);
+    let mut kernel = Kernel::default();
     let transfers = wire.transfers.iter().enumerate();
     let pieces =
         transfers.flat_map(|(i, (dir, bytes, tid))| kernel.transfer(*dir, bytes, time_of(i), *tid)).collect();
@@ -378,7 +378,7 @@ fn perform(script: &Script) -> (Vec<Captured>, u64, Vec<Account>) {
 
 fn exchanges(pieces: &[Captured], close: u64) -> Vec<Exchange> {
     let mut done = Vec::new();
-    let mut sink = |event: Event<'_>| {
+    let mut sink = |event: Event| {
         if let Event::Finished(exchange) = event {
             done.push(exchange);
         }

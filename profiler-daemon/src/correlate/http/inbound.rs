@@ -56,8 +56,8 @@ impl Connection {
                     seen = without_empty_lines(seen);
                     if seen.is_empty() {
                         // So are invisible ones.
-                        if hidden > 2 {
-                            self.unseen(piece, sink);
+                        if hidden > 2 || (piece.blind && hidden > 0) {
+                            self.unseen(sink);
                         }
                         return;
                     }
@@ -68,7 +68,7 @@ impl Connection {
                         if hidden == 0 {
                             return;
                         }
-                        self.cut_newest(sink);
+                        self.cut_newest();
                         continue;
                     }
                     self.belongs(origin, sink);
@@ -92,8 +92,8 @@ impl Connection {
                     seen = &seen[shown as usize..];
                     let beyond = hidden - (taken - shown);
                     if seen.is_empty() {
-                        if beyond > 2 {
-                            self.unseen(piece, sink);
+                        if beyond > 2 || (piece.blind && beyond > 0) {
+                            self.unseen(sink);
                         }
                         return;
                     }
@@ -162,7 +162,7 @@ impl Connection {
             match head::parse_request(&seen[..end], true) {
                 Ok(head) => {
                     self.announce(origin, end as u64, sink);
-                    self.headed(head, sink);
+                    self.headed(head);
                     return &seen[end..];
                 }
                 Err(bad) => {
@@ -215,13 +215,13 @@ impl Connection {
             Progress::Whole(_) => {
                 let bytes = self.request.take();
                 if let Ok(head) = head::parse_request(&bytes, true) {
-                    self.headed(head, sink);
+                    self.headed(head);
                 }
                 &seen[taken..]
             }
             Progress::Open if hidden == 0 => &[],
             Progress::Open | Progress::Full => {
-                self.cut_newest(sink);
+                self.cut_newest();
                 &[]
             }
         }
@@ -300,7 +300,7 @@ impl Connection {
     }
 
     /// The newest request's head is whole.
-    fn headed(&mut self, head: head::RequestHead, sink: Sink<'_>) {
+    fn headed(&mut self, head: head::RequestHead) {
         self.proven = true;
         self.input = match head.framing {
             // A tunnel's bytes may follow; if it is refused, the next request.
@@ -310,20 +310,16 @@ impl Connection {
             Framing::Chunked | Framing::Coded | Framing::Unreadable => Input::Opaque,
         };
         if let Some(newest) = self.newest() {
-            let head = newest.head.insert(head);
-            sink(Event::Head { seq: newest.seq, head });
+            newest.head = Some(head);
         }
     }
 
     /// The rest of the newest request's head is invisible, or too long.
-    fn cut_newest(&mut self, sink: Sink<'_>) {
+    fn cut_newest(&mut self) {
         self.input = Input::Opaque;
         let Some(mut newest) = self.open.pop_back() else { return };
         self.cut_head(&mut newest, note::HEAD_CUT);
-        if let Some(head) = &newest.head {
-            self.proven = true;
-            sink(Event::Head { seq: newest.seq, head });
-        }
+        self.proven |= newest.head.is_some();
         self.open.push_back(newest);
     }
 
@@ -355,11 +351,11 @@ impl Connection {
     }
 
     /// Bytes where a request should begin, none of them visible.
-    fn unseen(&mut self, piece: &Piece<'_>, sink: Sink<'_>) {
+    fn unseen(&mut self, sink: Sink<'_>) {
         self.input = Input::Resync;
         if self.proven {
             self.doubt = Some(Doubt { note: note::PIPELINE_UNSEEN, settled: false });
-            sink(Event::Unseen { time: piece.time, tid: piece.tid });
+            sink(Event::Unseen);
         }
     }
 

@@ -1,11 +1,20 @@
-//! The kernel side's capture rule, as a model for tests: which bytes of a transfer become visible.
+//! The kernel side's capture rule, for tests: which bytes of a transfer become visible.
+//!
+//! What looks like a head and where it ends is asked of the kernel side's own functions, so that the machine is tested
+//! with what it will meet; the states around them are `kernel/piece.rs` of that side, told again for flat buffers and
+//! without the limit of what is captured of one head.
+
+use profiler_common::HEAD_MAX;
+use profiler_ebpf::head::{
+    Where, empty_line, empty_lines, first_mark, may_be_request_line, may_begin_request, may_begin_response,
+};
 
 use super::{Direction, Piece, TAIL_MAX};
 
-/// Most bytes captured of one piece.
-const CAPTURE_MAX: usize = 4096;
-/// Of a connection's first transfer so much is always captured, to recognise other protocols.
-const FIRST_MAX: usize = 24;
+/// Of another protocol so much is captured.
+const FOREIGN_MAX: usize = 24;
+/// Pieces of one transfer that are looked at.
+const PIECES: usize = 33;
 
 /// A [`Piece`] with bytes of its own.
 #[derive(Clone, Debug)]
@@ -20,6 +29,7 @@ pub struct Captured {
     pub bytes: Vec<u8>,
     pub tail: Vec<u8>,
     pub lost: u32,
+    pub blind: bool,
 }
 
 impl Captured {
@@ -38,201 +48,183 @@ impl Captured {
             tail,
             tail_len: self.tail.len() as u8,
             lost: self.lost,
+            blind: self.blind,
         }
     }
 }
 
-/// Finds the empty line across transfers.
-#[derive(Clone, Copy, Debug, Default)]
-struct EmptyLine {
-    /// 1: after a line feed; 2: after a line feed and a carriage return.
-    state: u8,
-}
-
-impl EmptyLine {
-    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
-        for (at, byte) in bytes.iter().enumerate() {
-            match (self.state, byte) {
-                (1 | 2, b'\n') => {
-                    self.state = 0;
-                    return Some(at + 1);
-                }
-                (1, b'\r') => self.state = 2,
-                (_, b'\n') => self.state = 1,
-                _ => self.state = 0,
-            }
-        }
-        None
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum In {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
     Expect,
-    /// `sure`: not entered from a body.
-    Head {
-        sure: bool,
-        line: EmptyLine,
-    },
+    Head,
     Body,
     Responded,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Out {
-    Scan,
-    Head { matched: usize, line: EmptyLine },
-}
-
 /// One connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Kernel {
-    input: In,
-    output: Out,
+    input: State,
+    output: State,
     activation: u64,
-    first: bool,
-    /// Whether further responses in one write are looked for.
-    splits_writes: bool,
+    /// The last four bytes of an unfinished head.
+    window_in: u32,
+    window_out: u32,
+    http: bool,
+    ignored: bool,
+    held: bool,
 }
 
-const STATUS_LINE: &[u8] = b"HTTP/1.";
-
-fn like_method(bytes: &[u8]) -> bool {
-    let lead = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    let bytes = &bytes[lead..];
-    bytes.first().is_some_and(u8::is_ascii_uppercase)
-        && bytes
-            .iter()
-            .take(4)
-            .take_while(|b| **b != b' ')
-            .all(|b| b.is_ascii_uppercase() || b"-_".contains(b))
+fn first_bytes(bytes: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    let len = bytes.len().min(8);
+    first[..len].copy_from_slice(&bytes[..len]);
+    u64::from_le_bytes(first)
 }
 
-fn like_status_line(bytes: &[u8]) -> bool {
-    let shared = bytes.len().min(STATUS_LINE.len());
-    shared > 0 && bytes[..shared] == STATUS_LINE[..shared]
+/// Whether an empty line stands in front of what may be a request.
+fn behind_empty_line(bytes: &[u8]) -> bool {
+    let len = bytes.len() as u64;
+    empty_line(first_bytes(bytes), len) && len > 2 && may_begin_request(first_bytes(&bytes[2..]), len - 2)
+}
+
+fn last_bytes(bytes: &[u8]) -> Vec<u8> {
+    bytes[bytes.len().saturating_sub(TAIL_MAX)..].to_vec()
+}
+
+/// Where the head ends that goes on in `bytes`, after the four bytes of `window`.
+fn head_end(window: u32, bytes: &[u8]) -> Option<usize> {
+    let mut before = u64::from(window) << 32;
+    for (at, word) in bytes.chunks(8).map(first_bytes).enumerate() {
+        let marks = empty_lines(before, word);
+        if marks != 0 {
+            return Some(at * 8 + first_mark(marks) as usize);
+        }
+        before = word;
+    }
+    None
+}
+
+fn slide(window: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(window, |window, byte| (window >> 8) | (u32::from(*byte) << 24))
 }
 
 impl Kernel {
-    pub fn new(splits_writes: bool) -> Self {
-        Self { input: In::Expect, output: Out::Scan, activation: 0, first: true, splits_writes }
-    }
-
     pub fn transfer(&mut self, direction: Direction, bytes: &[u8], time: u64, tid: u32) -> Vec<Captured> {
-        let mut pieces = match direction {
-            Direction::In => self.receive(bytes),
-            Direction::Out => self.send(bytes),
-        };
-        for piece in &mut pieces {
-            (piece.time, piece.handed, piece.tid) = (time, time, tid);
+        let mut pieces = Vec::new();
+        let mut offset = 0;
+        let mut headed = false;
+        while offset < bytes.len() && !self.ignored {
+            let rest = &bytes[offset..];
+            let piece = match (pieces.len() < PIECES, direction) {
+                (false, _) => {
+                    let blind = self.captured(direction, &[], rest.len());
+                    Some(Captured { tail: Vec::new(), blind: true, ..blind })
+                }
+                (true, Direction::In) => Some(self.receive(rest, &mut headed)),
+                (true, Direction::Out) => self.send(rest),
+            };
+            let Some(piece) = piece else { break };
+            offset += piece.advance as usize;
+            pieces.push(Captured { time, handed: time, tid, ..piece });
         }
         pieces
     }
 
-    fn captured(&self, direction: Direction, begins: bool, bytes: &[u8], advance: usize) -> Captured {
+    fn captured(&self, direction: Direction, bytes: &[u8], advance: usize) -> Captured {
         Captured {
             time: 0,
             handed: 0,
             tid: 0,
             activation: self.activation,
-            begins,
+            begins: false,
             direction,
             advance: advance as u64,
             bytes: bytes.to_vec(),
             tail: Vec::new(),
             lost: 0,
+            blind: false,
         }
     }
 
-    fn receive(&mut self, mut bytes: &[u8]) -> Vec<Captured> {
-        let mut pieces: Vec<Captured> = Vec::new();
-        let first = std::mem::take(&mut self.first);
-        while !bytes.is_empty() {
-            let (sure, mut line, begins) = match self.input {
-                In::Head { sure, line } => (sure, line, false),
-                _ if !like_method(bytes) => {
-                    match pieces.last_mut() {
-                        Some(last) => last.advance += bytes.len() as u64,
-                        None => {
-                            let shown = if first { bytes.len().min(FIRST_MAX) } else { 0 };
-                            pieces.push(self.captured(Direction::In, false, &bytes[..shown], bytes.len()));
-                        }
-                    }
-                    break;
-                }
-                In::Expect | In::Responded => {
-                    self.activation += 1;
-                    (true, EmptyLine::default(), true)
-                }
-                In::Body => (!pieces.is_empty(), EmptyLine::default(), false),
-            };
-            let window = &bytes[..bytes.len().min(CAPTURE_MAX)];
-            // Leading empty lines do not end a head.
-            let lead = if matches!(self.input, In::Head { .. }) {
-                0
-            } else {
-                window.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count()
-            };
-            let end = line.find(&window[lead..]).map(|end| end + lead);
-            let shown = end.unwrap_or(window.len());
-            let advance = end.unwrap_or(bytes.len());
-            pieces.push(self.captured(Direction::In, begins, &bytes[..shown], advance));
-            self.input = if end.is_some() || advance > shown { In::Body } else { In::Head { sure, line } };
-            bytes = &bytes[advance..];
-        }
-        pieces
-    }
-
-    fn send(&mut self, mut bytes: &[u8]) -> Vec<Captured> {
-        if !matches!(self.input, In::Head { sure: true, .. }) {
-            self.input = In::Responded;
-        }
-        let mut pieces: Vec<Captured> = Vec::new();
-        while !bytes.is_empty() {
-            let (mut matched, mut line) = match self.output {
-                Out::Head { matched, line } => (matched, line),
-                Out::Scan if like_status_line(bytes) && (pieces.is_empty() || self.splits_writes) => {
-                    (0, EmptyLine::default())
-                }
-                Out::Scan => {
-                    match pieces.last_mut() {
-                        Some(last) => {
-                            last.advance += bytes.len() as u64;
-                            last.tail = tail(&last.bytes, bytes, last.advance);
-                        }
-                        None => {
-                            pieces.push(self.captured(Direction::Out, false, &[], bytes.len()));
-                            pieces[0].tail = tail(&[], bytes, bytes.len() as u64);
-                        }
-                    }
-                    break;
-                }
-            };
-            let expected = &STATUS_LINE[matched..];
-            let compared = expected.len().min(bytes.len());
-            if bytes[..compared] != expected[..compared] {
-                self.output = Out::Scan;
-                continue;
+    /// `headed`: a head ended in this transfer.
+    fn receive(&mut self, bytes: &[u8], headed: &mut bool) -> Captured {
+        let mut begins = false;
+        if self.input != State::Head {
+            let (first, len) = (first_bytes(bytes), bytes.len() as u64);
+            let in_body = self.input == State::Body;
+            if behind_empty_line(bytes) || (empty_line(first, len) && !in_body) {
+                return self.captured(Direction::In, &[], 2);
             }
-            matched += compared;
-            let window = &bytes[..bytes.len().min(CAPTURE_MAX)];
-            let end = line.find(window);
-            let shown = end.unwrap_or(window.len());
-            let advance = end.unwrap_or(bytes.len());
-            let mut piece = self.captured(Direction::Out, false, &bytes[..shown], advance);
-            piece.tail = tail(&[], &bytes[..advance], advance as u64);
-            pieces.push(piece);
-            self.output =
-                if end.is_some() || advance > shown { Out::Scan } else { Out::Head { matched, line } };
-            bytes = &bytes[advance..];
+            let words = [0, 8, 16].map(|at| first_bytes(bytes.get(at..).unwrap_or_default()));
+            let likely = if in_body {
+                may_be_request_line(&words, len, Where::Body)
+            } else if !self.http {
+                may_be_request_line(&words, len, Where::Start)
+            } else {
+                may_begin_request(first, len)
+            };
+            if likely {
+                self.held = !in_body || *headed;
+                begins = !in_body;
+                if begins {
+                    (self.activation, self.http, self.output) = (self.activation + 1, true, State::Expect);
+                }
+                (self.input, self.window_in) = (State::Head, 0);
+            } else if self.http {
+                return self.captured(Direction::In, &[], bytes.len());
+            } else {
+                self.ignored = true;
+            }
         }
-        pieces
+        let room = if self.ignored { FOREIGN_MAX } else { HEAD_MAX };
+        let window = &bytes[..bytes.len().min(room)];
+        let (mut shown, mut advance) = (window.len(), bytes.len());
+        match head_end(self.window_in, window) {
+            Some(end) => {
+                (shown, self.input) = (end, State::Body);
+                *headed = true;
+                let rest = &bytes[end..];
+                let next = may_begin_request(first_bytes(rest), rest.len() as u64);
+                if !rest.is_empty() && (next || behind_empty_line(rest)) {
+                    advance = end;
+                }
+            }
+            None if window.len() < bytes.len() => self.input = State::Body,
+            None => self.window_in = slide(self.window_in, window),
+        }
+        Captured { begins, ..self.captured(Direction::In, &bytes[..shown], advance) }
     }
-}
 
-/// The last bytes of a piece that ends in `rest`, which `before` precedes.
-fn tail(before: &[u8], rest: &[u8], advance: u64) -> Vec<u8> {
-    let all = [before, rest].concat();
-    assert!(all.len() as u64 == advance || rest.len() >= TAIL_MAX);
-    all[all.len().saturating_sub(TAIL_MAX)..].to_vec()
+    fn send(&mut self, bytes: &[u8]) -> Option<Captured> {
+        if !self.http {
+            return None;
+        }
+        if self.input != State::Head || !self.held {
+            self.input = State::Responded;
+        }
+        if self.output != State::Head && may_begin_response(first_bytes(bytes), bytes.len() as u64) {
+            (self.output, self.window_out) = (State::Head, 0);
+        }
+        if self.output != State::Head {
+            let tail = last_bytes(bytes);
+            return Some(Captured { tail, ..self.captured(Direction::Out, &[], bytes.len()) });
+        }
+        let window = &bytes[..bytes.len().min(HEAD_MAX)];
+        let (mut shown, mut advance) = (window.len(), bytes.len());
+        match head_end(self.window_out, window) {
+            Some(end) => {
+                (shown, self.output) = (end, State::Body);
+                let rest = &bytes[end..];
+                if may_begin_response(first_bytes(rest), rest.len() as u64) {
+                    advance = end;
+                }
+            }
+            None if window.len() < bytes.len() => self.output = State::Body,
+            None => self.window_out = slide(self.window_out, window),
+        }
+        let tail = if advance == bytes.len() { last_bytes(bytes) } else { Vec::new() };
+        Some(Captured { tail, ..self.captured(Direction::Out, &bytes[..shown], advance) })
+    }
 }

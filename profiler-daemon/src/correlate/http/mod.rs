@@ -60,6 +60,9 @@ pub struct Piece<'a> {
     pub tail_len: u8,
     /// Records of this connection that were lost before this one.
     pub lost: u32,
+    /// The rest of a transfer in more pieces than the kernel side looks at: nothing of it is visible, and heads may
+    /// be anywhere in it.
+    pub blind: bool,
 }
 
 /// What a connection turned out to speak, if not HTTP/1.x.
@@ -73,7 +76,7 @@ pub enum Protocol {
 
 /// What a piece changed. `seq` counts the requests of one connection from 0.
 #[derive(Debug, PartialEq)]
-pub enum Event<'a> {
+pub enum Event {
     /// The first byte of a request arrived. Pipelined requests share the activation of the first of them.
     Started {
         seq: u64,
@@ -85,29 +88,17 @@ pub enum Event<'a> {
     Discarded {
         seq: u64,
     },
-    /// The request's head was read, or as much of it as is visible.
-    Head {
-        seq: u64,
-        head: &'a RequestHead,
-    },
     /// Another activation belongs to this request: its body or head was read on.
     Activation {
         seq: u64,
         activation: u64,
     },
-    /// The head of the final response was written. Never a 1xx, except 101.
-    Status {
-        seq: u64,
-        time: u64,
-        status: u16,
-    },
     Finished(Exchange),
     /// At least one request arrived whose head is invisible (it followed a body in the same transfer). It gets no
     /// exchange, only this.
-    Unseen {
-        time: u64,
-        tid: u32,
-    },
+    Unseen,
+    /// Bytes were sent that answer no request that was seen, and none is known to have been missed.
+    Unowned,
     /// The connection does not speak HTTP/1.x; no more events follow. At most once.
     Verdict(Protocol),
 }
@@ -144,7 +135,7 @@ pub struct Exchange {
 }
 
 /// Where events go.
-pub type Sink<'s> = &'s mut dyn FnMut(Event<'_>);
+pub type Sink<'s> = &'s mut dyn FnMut(Event);
 
 /// The texts of [`Exchange::note`].
 pub mod note {

@@ -38,8 +38,10 @@ impl Connection {
             let over = self.provisionally_over();
             let Some(first) = self.open.front_mut() else {
                 // A response to what was not seen: from here on the next request meets its own.
-                if let Some(doubt) = &mut self.doubt {
-                    doubt.settled = true;
+                match &mut self.doubt {
+                    Some(doubt) => doubt.settled = true,
+                    None if self.proven => sink(Event::Unowned),
+                    None => {}
                 }
                 return;
             };
@@ -66,7 +68,7 @@ impl Connection {
                         first.response_bytes += end as u64;
                         let (bytes, after) = seen.split_at(end);
                         seen = after;
-                        self.answered(bytes, true, piece, sink);
+                        self.answered(bytes, true, sink);
                         continue;
                     }
                     let progress = self.response.push(seen);
@@ -77,7 +79,7 @@ impl Connection {
                     let foreign = !head::may_become_response(self.response.bytes());
                     if whole || foreign || hidden > 0 || progress == Progress::Full {
                         let bytes = self.response.take();
-                        self.answered(&bytes, whole, piece, sink);
+                        self.answered(&bytes, whole, sink);
                     }
                 }
                 Output::Length { left } => {
@@ -115,6 +117,10 @@ impl Connection {
                         }
                         self.output = Output::Chunked { ending: self.tail.ending(), trailers };
                     }
+                    if piece.blind && others > 0 {
+                        // Whether this one ends in there, and how many others do, is unknown.
+                        self.unpair();
+                    }
                     return;
                 }
             }
@@ -122,7 +128,7 @@ impl Connection {
     }
 
     /// A response's head, or what is visible of it.
-    fn answered(&mut self, bytes: &[u8], whole: bool, piece: &Piece<'_>, sink: Sink<'_>) {
+    fn answered(&mut self, bytes: &[u8], whole: bool, sink: Sink<'_>) {
         let Some(first) = self.open.front_mut() else { return };
         let interim = |status| (100..200).contains(&status) && status != 101;
         let parsed = head::parse_response(bytes, whole).filter(|head| whole || !interim(head.status));
@@ -140,9 +146,6 @@ impl Connection {
         }
         first.status = Some(status);
         first.streaming = response.event_stream;
-        if !first.unpaired {
-            sink(Event::Status { seq: first.seq, time: piece.time, status });
-        }
         let method = first.head.as_ref().map(|head| &head.method);
         let tunnel = method == Some(&Method::Connect) && (200..300).contains(&status);
         if status == 101 || tunnel {
@@ -170,13 +173,18 @@ impl Connection {
     fn response_unseen(&mut self, others: usize) {
         self.output = Output::Unreadable;
         if others > 0 {
-            for open in &mut self.open {
-                open.taint.get_or_insert(note::PIPELINE_UNSEEN);
-                open.unpaired = true;
-            }
-            self.doubt = Some(Doubt { note: note::PIPELINE_UNSEEN, settled: false });
+            self.unpair();
         } else if let Some(first) = self.open.front_mut() {
             first.taint.get_or_insert(note::RESPONSE_UNSEEN);
         }
+    }
+
+    /// Which of the responses to come belongs to which of the open requests is unknown.
+    fn unpair(&mut self) {
+        for open in &mut self.open {
+            open.taint.get_or_insert(note::PIPELINE_UNSEEN);
+            open.unpaired = true;
+        }
+        self.doubt = Some(Doubt { note: note::PIPELINE_UNSEEN, settled: false });
     }
 }

@@ -27,6 +27,9 @@ pub struct Stage {
     pub finished: Vec<Finished>,
     pub processes: Vec<ProcessEvent>,
     pub left: Vec<(u32, u32)>,
+    /// What the kernel side counts: requests it saw begin, and of them those whose record was lost.
+    kernel_begun: u64,
+    kernel_lost: u64,
     next_sample: u64,
 }
 
@@ -67,6 +70,14 @@ impl Stage {
                 + c.samples_revoked,
             "every sample is in exactly one counter: {c:?}"
         );
+        assert_eq!(
+            self.kernel_begun + c.requests_pipelined,
+            self.finished.len() as u64
+                + self.engine.open_requests() as u64
+                + self.kernel_lost
+                + c.requests_discarded,
+            "begun + pipelined = finished + open + lost + discarded: {c:?}"
+        );
         self
     }
 
@@ -84,8 +95,12 @@ impl Stage {
     }
 
     pub fn accept(&mut self, pid: u32, fd: u32) -> &mut Self {
+        self.accept_by(pid, 1, fd)
+    }
+
+    pub fn accept_by(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
         self.known(pid, fd);
-        let header = self.header(pid, 1);
+        let header = self.header(pid, tid);
         let conn = self.connection(pid, fd);
         self.event(&Event::Accept(header, conn))
     }
@@ -133,11 +148,18 @@ impl Stage {
     }
 
     /// The kernel side sees the beginning of a request.
-    pub fn begins(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
+    fn begins(&mut self, pid: u32, tid: u32, fd: u32) {
         self.time += 1000;
         self.begun.insert((pid, fd), self.time);
         self.active.insert(tid, self.time);
-        self
+        self.kernel_begun += 1;
+    }
+
+    /// The same, and its record is lost.
+    pub fn begins_unseen(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
+        self.begins(pid, tid, fd);
+        self.kernel_lost += 1;
+        self.lose(pid, fd)
     }
 
     pub fn input(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str, bits: u16) -> &mut Self {
@@ -155,6 +177,27 @@ impl Stage {
         self.request(pid, tid, fd, path);
         let sample = Sample { header, activation: mark, ..Sample::default() };
         self.event(&Event::Sample(SampleEvent::bare(sample)))
+    }
+
+    /// What follows when more pieces were in a transfer than the kernel side looks at.
+    pub fn blind(&mut self, pid: u32, tid: u32, fd: u32, out: bool, len: u64) -> &mut Self {
+        let mut data = self.data(pid, tid, fd, out, "", flags::PIPELINE_OVERFLOW);
+        data.advance = len;
+        self.event(&Event::Data { data, captured: &[] })
+    }
+
+    /// A beginning whose bytes could not be read.
+    pub fn unreadable(&mut self, pid: u32, tid: u32, fd: u32, len: u64) -> &mut Self {
+        self.begins(pid, tid, fd);
+        let mut data = self.data(pid, tid, fd, false, "", flags::NEW_ACTIVATION | flags::HEAD_FAULT);
+        data.advance = len;
+        self.event(&Event::Data { data, captured: &[] })
+    }
+
+    /// The daemon finds by itself that what had this pid ended before `before`.
+    pub fn gone(&mut self, pid: u32, before: u64) -> &mut Self {
+        let now = self.time;
+        self.act(|engine, sink| engine.process_gone(pid, before, now, sink))
     }
 
     /// Received bytes that are not captured.

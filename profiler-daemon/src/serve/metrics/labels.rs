@@ -5,6 +5,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::correlate::route::OTHER;
 use crate::record::RequestRecord;
 
 /// Services on one host that are worth a name of their own.
@@ -15,7 +16,6 @@ const MAX_ROUTES: usize = 200;
 const MAX_SERIES: usize = 4_000;
 /// A longer name is cut: labels are sent with every bucket of every answer.
 const MAX_LEN: usize = 200;
-const OTHER: &str = "_OTHER";
 /// The methods of RFC 9110 and PATCH (RFC 5789), which OpenTelemetry names known.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 

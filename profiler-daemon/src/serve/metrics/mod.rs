@@ -16,6 +16,7 @@ use prometheus::{Encoder, Gauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use self::histogram::DurationHistogram;
 use self::mirror::Mirror;
+use crate::correlate::route::OTHER;
 use crate::record::{Outcome, RequestRecord};
 use crate::store::{Counters, DropReason};
 
@@ -158,7 +159,8 @@ impl Metrics {
     /// Counts a finished request.
     pub fn observe(&self, record: &RequestRecord) {
         self.requests.add(&[record.outcome.name()], 1.0);
-        if self.durations.observe(record) {
+        // The router's bound comes first; the labels have theirs.
+        if self.durations.observe(record) || record.route.as_deref() == Some(OTHER) {
             self.routes_overflow.add(&[], 1.0);
         }
     }

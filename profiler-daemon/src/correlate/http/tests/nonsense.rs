@@ -52,6 +52,7 @@ fn piece() -> impl Strategy<Value = Captured> {
         tail: bytes[bytes.len().saturating_sub(tail)..].to_vec(),
         bytes,
         lost: u32::from(lost),
+        blind: lost,
     })
 }
 

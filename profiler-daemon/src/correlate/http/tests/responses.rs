@@ -8,13 +8,13 @@ use crate::record::Outcome::*;
 fn one_request_tells_everything() {
     let mut run = Run::new();
     run.input("GET /a?secret=1 HTTP/1.1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n");
-    assert_eq!(run.log, ["start 0 at 10 in 1", "head 0 GET /a"]);
+    assert_eq!(run.log, ["start 0 at 10 in 1"]);
     let current = run.connection.current().expect("open");
     assert_eq!((current.seq, current.start, current.tid, current.activation), (0, 10, THREAD, 1));
     assert_eq!(current.head.map(|head| &head.method), Some(&Method::Get));
     run.transfer(Direction::Out, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", 8).output("ok");
     assert!(!run.connection.is_open());
-    assert_eq!(run.log[2..], ["status 0 200 at 20"]);
+    assert_eq!(run.log.len(), 1);
     let [exchange] = &run.done[..] else { panic!("one exchange") };
     let head = exchange.head.as_ref().expect("seen");
     assert_eq!(head.trace_id.expect("valid").to_string(), "0af7651916cd43dd8448eb211c80319c");
@@ -34,7 +34,6 @@ fn interim_responses_do_not_end_a_request() {
         .output(OK);
     run.gives(&["POST /up 200 complete 10..50"]);
     assert_eq!(run.done[0].first_out, Some(50));
-    assert_eq!(run.log[2..], ["status 0 200 at 50"]);
 }
 
 #[test]

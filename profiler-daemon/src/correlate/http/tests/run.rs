@@ -21,22 +21,19 @@ impl Run {
     }
 
     pub fn on(connection: Connection) -> Self {
-        Self { connection, kernel: Kernel::new(false), time: 0, done: Vec::new(), log: Vec::new() }
+        Self { connection, kernel: Kernel::default(), time: 0, done: Vec::new(), log: Vec::new() }
     }
 
-    pub fn act(&mut self, act: impl FnOnce(&mut Connection, &mut dyn FnMut(Event<'_>))) -> &mut Self {
+    pub fn act(&mut self, act: impl FnOnce(&mut Connection, &mut dyn FnMut(Event))) -> &mut Self {
         let (done, log) = (&mut self.done, &mut self.log);
         act(&mut self.connection, &mut |event| match event {
             Event::Started { seq, time, activation, .. } => {
                 log.push(format!("start {seq} at {time} in {activation}"))
             }
             Event::Discarded { seq } => log.push(format!("discard {seq}")),
-            Event::Head { seq, head } => {
-                log.push(format!("head {seq} {} {}", head.method.as_str(), head.path))
-            }
             Event::Activation { seq, activation } => log.push(format!("activation {seq} {activation}")),
-            Event::Status { seq, time, status } => log.push(format!("status {seq} {status} at {time}")),
-            Event::Unseen { time, .. } => log.push(format!("unseen at {time}")),
+            Event::Unseen => log.push("unseen".into()),
+            Event::Unowned => log.push("unowned".into()),
             Event::Verdict(protocol) => log.push(format!("{protocol:?}")),
             Event::Finished(exchange) => done.push(exchange),
         });
