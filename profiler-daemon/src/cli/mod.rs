@@ -12,6 +12,8 @@ mod error;
 pub mod output;
 mod remote;
 mod run;
+mod server;
+mod summary;
 mod table;
 
 use std::ffi::OsString;

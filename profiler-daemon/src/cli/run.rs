@@ -1,9 +1,7 @@
 //! The commands that profile: `daemon`, `record`, and `replay` of a recording.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, IsTerminal};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,20 +9,15 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DaemonArgs, RecordArgs};
-use super::{CliError, ExitCode, output, table};
+use super::server::{REFRESH, Server, reserve};
+use super::summary::Summary;
+use super::{CliError, ExitCode, output};
 use crate::config::{Config, LogFormat, Selection, Selectors};
 use crate::export::{DirectoryError, ProfileDir};
-use crate::percentile::nearest_rank;
 use crate::pipeline::{FileExporter, Stats};
-use crate::record::RequestRecord;
 use crate::serve;
-use crate::session::{Gauges, Outputs, Session, StartError};
+use crate::session::{Outputs, Session, StartError};
 use crate::store::{self, Store};
-
-/// How often metrics are brought up to date.
-const REFRESH: Duration = Duration::from_secs(1);
-/// Connections that wait to be accepted; the server accepts at once unless it is flooded.
-const BACKLOG: u32 = 1_024;
 
 impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
@@ -150,27 +143,6 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
     outcome
 }
 
-/// Takes the address, so that nobody else does while the probes are attached. Until there is somebody to answer,
-/// connections are refused rather than left waiting.
-fn reserve(address: SocketAddr) -> Result<tokio::net::TcpSocket, CliError> {
-    let take = || {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-        };
-        // Connections of a daemon that has just ended do not count.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(socket)
-    };
-    take().map_err(|e| cannot_listen(address, &e))
-}
-
-fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> CliError {
-    CliError::runtime(format!("listening on {address}: {error}"))
-        .with_remedy("stop what listens there, or choose another address with --listen")
-}
-
 /// Ends the session as soon as nobody else uses it. A reload may still do so, for a moment.
 fn stop(mut session: Arc<Session>) {
     let limit = Instant::now() + Duration::from_secs(5);
@@ -242,59 +214,6 @@ fn stage_died(what: String) -> CliError {
     CliError::runtime(what).with_remedy("the log has the message; please report it")
 }
 
-/// Page, API and metrics of a session.
-struct Server {
-    stop: tokio::sync::oneshot::Sender<()>,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
-}
-
-impl Server {
-    fn start(
-        socket: tokio::net::TcpSocket,
-        config: &Config,
-        store: &Store,
-        gauges: &Arc<Gauges>,
-        reload: serve::Check,
-    ) -> Result<Self, CliError> {
-        let failed = |e: std::io::Error| cannot_listen(config.listen, &e);
-        let listener = socket.listen(BACKLOG).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let context = serve::Context {
-            store: store.reader(),
-            metrics: gauges.metrics.clone(),
-            status: report(gauges, |g| g.status()),
-            targets: report(gauges, |g| g.target_list()),
-            ready: {
-                let gauges = gauges.clone();
-                Arc::new(move || gauges.ready())
-            },
-            reload,
-            hosts: config.allow_hosts.clone(),
-        };
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let task = tokio::spawn(serve::serve(listener, context, async {
-            // Also when the sender is dropped.
-            let _ = stopped.await;
-        }));
-        tracing::info!("ready; the page is at http://{address}/");
-        Ok(Self { stop, task })
-    }
-
-    async fn stop(self) {
-        // It may have ended by itself.
-        let _ = self.stop.send(());
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.task).await;
-    }
-}
-
-fn report(
-    gauges: &Arc<Gauges>,
-    ask: impl Fn(&Gauges) -> serde_json::Value + Send + Sync + 'static,
-) -> serve::Report {
-    let gauges = gauges.clone();
-    Arc::new(move || ask(&gauges))
-}
-
 /// Reads the file again; what cannot be taken over at once is named.
 fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve::Check {
     let current = Mutex::new(config);
@@ -317,59 +236,6 @@ fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve:
         *current = outcome.config;
         Ok(())
     })
-}
-
-/// What a recording saw, per service and route. Bounded: routes are, and durations are kept up to a number.
-#[derive(Default)]
-struct Summary {
-    routes: BTreeMap<(String, Option<String>), RouteSummary>,
-    requests: u64,
-    profiles: u64,
-}
-
-#[derive(Default)]
-struct RouteSummary {
-    count: u64,
-    errors: u64,
-    samples: u64,
-    /// ns; the first [`DURATIONS_MAX`].
-    durations: Vec<u64>,
-}
-
-/// For percentiles; 100,000 are 800 kB a route.
-const DURATIONS_MAX: usize = 100_000;
-
-impl Summary {
-    fn add(&mut self, record: &RequestRecord, profile: bool) {
-        self.requests += 1;
-        self.profiles += u64::from(profile);
-        let route = self.routes.entry((record.service.clone(), record.route.clone())).or_default();
-        route.count += 1;
-        route.errors += u64::from(record.is_error());
-        route.samples += record.samples;
-        if route.durations.len() < DURATIONS_MAX {
-            route.durations.push(record.duration_ns);
-        }
-    }
-
-    fn table(&mut self) -> String {
-        let mut rows = Vec::new();
-        for ((service, name), route) in &mut self.routes {
-            route.durations.sort_unstable();
-            let at = |percent| table::nanoseconds(nearest_rank(&route.durations, percent) as f64);
-            rows.push(vec![
-                service.clone(),
-                name.clone().unwrap_or_else(|| "-".to_owned()),
-                route.count.to_string(),
-                route.errors.to_string(),
-                at(50),
-                at(95),
-                at(99),
-                route.samples.to_string(),
-            ]);
-        }
-        table::table(&["service", "route", "count", "errors", "p50", "p95", "p99", "samples"], &rows)
-    }
 }
 
 /// `reqprof record`.
@@ -407,7 +273,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     gauges.metrics.set_sample_rate(f64::from(config.freq));
     let outcome = runtime()?.block_on(async {
         let server = match (socket, &store) {
-            (Some(socket), Some(store)) => Some(serve_recording(socket, &config, store, &gauges)?),
+            (Some(socket), Some(store)) => Some(Server::of_recording(socket, &config, store, &gauges)?),
             _ => None,
         };
         let outcome = record_until_over(args, umask, &session).await;
@@ -437,27 +303,6 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::runtime(format!("{unwritten} profiles could not be written")));
     }
     Ok(code)
-}
-
-/// Page, API and metrics while a recording lasts.
-fn serve_recording(
-    socket: tokio::net::TcpSocket,
-    config: &Config,
-    store: &Store,
-    gauges: &Arc<Gauges>,
-) -> Result<Server, CliError> {
-    let fresh = Arc::downgrade(gauges);
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(REFRESH);
-        loop {
-            tick.tick().await;
-            let Some(gauges) = fresh.upgrade() else { return };
-            // Only fails when the runtime ends.
-            let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
-        }
-    });
-    let reload = Arc::new(|| Err("a recording keeps its settings".to_owned()));
-    Server::start(socket, config, store, gauges, reload)
 }
 
 /// The application as the user would have started it: what we do to our own files must not change its.
@@ -565,19 +410,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_summary_reads_like_the_other_tables() {
-        let mut route = RouteSummary { count: 3, samples: 160, ..RouteSummary::default() };
-        route.durations = vec![1_604_200_000, 850_000, 12_340_000];
-        let mut summary = Summary::default();
-        summary.routes.insert(("shop".into(), Some("/reports/{id}".into())), route);
-        let expected = "\
-service  route          count  errors      p50    p95    p99  samples
-shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160
-";
-        assert_eq!(summary.table(), expected);
-    }
-
-    #[test]
     fn the_application_has_the_umask_that_it_would_have_had() {
         let runtime = runtime().unwrap();
         let output = runtime.block_on(async {
@@ -589,18 +421,5 @@ shop     /reports/{id}      3       0  12.3 ms  1.6 s  1.6 s      160
         });
         let text = String::from_utf8(output.unwrap().stdout).unwrap();
         assert_eq!(u32::from_str_radix(text.trim(), 8), Ok(0o027));
-    }
-
-    #[test]
-    fn an_address_is_taken_but_nobody_waits_there_before_it_is_served() {
-        let runtime = runtime().unwrap();
-        let _inside = runtime.enter();
-        let socket = reserve("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = socket.local_addr().unwrap();
-        let refused = std::net::TcpStream::connect(address).unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-        let _listener = socket.listen(BACKLOG).unwrap();
-        std::net::TcpStream::connect(address).unwrap();
-        assert!(reserve(address).is_err(), "a second daemon is told at once");
     }
 }
