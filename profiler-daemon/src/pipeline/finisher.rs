@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustc_hash::FxHashMap;
 
+use super::collecting::Collecting;
 use super::undecided::Undecided;
 use super::{FileExporter, Message, RawSample, Stats};
 use crate::bpf::sys;
@@ -24,11 +25,6 @@ use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
 
-/// Requests a profile is collected for at a time: threads inside requests, as many as the kernel side follows.
-const BUILDERS_MAX: usize = 16_384;
-/// Nodes of all profiles being collected together: about 400 bytes each with lines and look-up tables, so 100 MiB.
-/// Beyond, samples are counted without their stacks.
-const NODES_MAX: usize = 262_144;
 const STATS_EVERY: Duration = Duration::from_millis(250);
 
 /// Settings that a reload may change.
@@ -93,17 +89,14 @@ pub struct Finisher {
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
     pub pulse: Option<Pulse>,
-    builders: FxHashMap<RequestKey, Builder>,
-    /// Of all `builders`.
-    nodes: usize,
+    collecting: Collecting,
     undecided: Undecided,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
-    stack: Vec<Arc<Frame>>,
+    /// A stack without what is not to be shown; here to keep its allocation.
+    shown: Vec<Arc<Frame>>,
     finished: u64,
     filtered: u64,
-    samples_without_room: u64,
-    samples_folded: u64,
 }
 
 impl Finisher {
@@ -122,16 +115,13 @@ impl Finisher {
             observer: None,
             recorded: false,
             pulse: None,
-            builders: FxHashMap::default(),
-            nodes: 0,
-            samples_folded: 0,
+            collecting: Collecting::default(),
             undecided: Undecided::default(),
             keys: FxHashMap::default(),
             settings,
-            stack: Vec::new(),
+            shown: Vec::new(),
             finished: 0,
             filtered: 0,
-            samples_without_room: 0,
         }
     }
 
@@ -193,8 +183,8 @@ impl Finisher {
             s.finished = self.finished;
             s.filtered = self.filtered;
             s.undecided = self.undecided.dropped();
-            s.samples_without_room = self.samples_without_room;
-            s.samples_folded = self.samples_folded;
+            s.samples_without_room = self.collecting.without_room;
+            s.samples_folded = self.collecting.folded;
             s.symbol_bytes = bytes;
         });
     }
@@ -204,7 +194,7 @@ impl Finisher {
         match message {
             Message::Sample(sample) => self.sample(&sample),
             Message::Revoke(key) | Message::Discard(key) => {
-                self.take_builder(key);
+                self.collecting.take(key);
             }
             Message::Finished(finished) => self.finish(*finished),
             Message::Target(key) => {
@@ -231,12 +221,12 @@ impl Finisher {
     }
 
     fn sample(&mut self, sample: &RawSample) {
-        if !self.builders.contains_key(&sample.key) && self.builders.len() >= BUILDERS_MAX {
-            self.samples_without_room += 1;
+        if !self.collecting.takes(sample.key) {
             return;
         }
+        let elsewhere = self.undecided.nodes();
         if self.recorded {
-            self.grow(sample.key, &[], sample.weight);
+            self.collecting.grow(sample.key, &[], sample.weight, elsewhere);
             return;
         }
         let key = match self.keys.get(&sample.pid) {
@@ -249,42 +239,17 @@ impl Finisher {
                 key
             }
         };
-        self.symbolizer.resolve(key, &sample.kernel, &sample.user, &mut self.stack);
-        if !self.settings.native_frames && self.stack.iter().any(|f| f.kind == FrameKind::Python) {
-            self.stack.retain(|frame| frame.kind == FrameKind::Python);
+        let (mut stack, _) = self.symbolizer.resolve(key, &sample.kernel, &sample.user);
+        if !self.settings.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python) {
+            self.shown.clear();
+            self.shown.extend(stack.iter().filter(|frame| frame.kind == FrameKind::Python).cloned());
+            stack = &self.shown;
         }
-        let stack = std::mem::take(&mut self.stack);
-        self.grow(sample.key, &stack, sample.weight);
-        self.stack = stack;
-        self.stack.clear();
-    }
-
-    fn grow(&mut self, key: RequestKey, stack: &[Arc<Frame>], weight: u64) {
-        let before = self.builders.get(&key).map_or(0, Builder::nodes);
-        let full = self.nodes() >= NODES_MAX;
-        let builder = self.builders.entry(key).or_default();
-        if full {
-            self.samples_folded += 1;
-            builder.fold(weight);
-        } else {
-            builder.add(stack, weight);
-        }
-        self.nodes += builder.nodes() - before;
-    }
-
-    /// Of all profiles that are being collected, or wait for a decision.
-    fn nodes(&self) -> usize {
-        self.nodes + self.undecided.nodes()
-    }
-
-    fn take_builder(&mut self, key: RequestKey) -> Option<Builder> {
-        let builder = self.builders.remove(&key)?;
-        self.nodes -= builder.nodes();
-        Some(builder)
+        self.collecting.grow(sample.key, stack, sample.weight, elsewhere);
     }
 
     fn finish(&mut self, finished: Finished) {
-        let builder = self.take_builder(finished.key);
+        let builder = self.collecting.take(finished.key);
         self.finished += 1;
         self.conclude(finished, builder);
     }

@@ -11,6 +11,7 @@
 //! write and flags the connections and threads concerned. Samples are given up first (see
 //! `Settings::ring_reserve`). Store and exporter count what they drop.
 
+mod collecting;
 mod files;
 mod finisher;
 mod reader;

@@ -96,17 +96,14 @@ impl Default for Symbolizer {
 }
 
 impl Symbolizer {
-    /// Resolves one sample: `kernel` and `user` are leaf first, as the record has them; `out` becomes the whole
-    /// stack, root first, with kernel frames at the leaf.
+    /// Resolves one sample: `kernel` and `user` are leaf first, as the record has them. The stack is root first, with
+    /// kernel frames at the leaf.
     pub fn resolve(
         &mut self,
         key: ProcessKey,
         kernel: &[u64],
         user: &[RawFrame],
-        out: &mut Vec<Arc<Frame>>,
-    ) -> Outcome {
-        out.clear();
-        self.scratch.clear();
+    ) -> (&[Arc<Frame>], Outcome) {
         let mut outcome = Outcome::default();
         let python = user.iter().any(|raw| raw.kind() == FRAME_PYTHON);
         self.clock += 1;
@@ -148,17 +145,11 @@ impl Symbolizer {
             }
             self.scratch.push(Some(resolved));
         }
-        let outer = process.recent.outermost(shared);
-        for resolved in outer.iter().rev().chain(self.scratch.iter().rev()).flatten() {
-            out.extend_from_slice(&resolved.frames);
-        }
-        if outcome == Outcome::default() {
-            process.recent.keep(user, shared, &mut self.scratch);
-        }
+        process.recent.change(user, shared, &self.scratch, outcome == Outcome::default());
         self.scratch.clear();
+        self.resolve_kernel(kernel, process.recent.end(), &mut outcome);
         self.put_back(key, process);
-        self.resolve_kernel(kernel, out, &mut outcome);
-        outcome
+        (self.processes.get(&key).map_or(&[], |process| process.recent.stack()), outcome)
     }
 
     /// A target forked. To be called before the child's first sample: the child may be gone before it can be asked,
@@ -229,18 +220,22 @@ impl Symbolizer {
         self.processes.insert(key, process);
         if self.added >= AUDIT_BYTES {
             self.added = 0;
-            self.audit();
+            self.audit(key);
         }
     }
 
-    /// Who takes most room has to make some: others did nothing to lose what they have.
-    fn audit(&mut self) {
+    /// Who takes most room has to make some: others did nothing to lose what they have. Not the one `at_hand`, whose
+    /// stack is about to be read; it has a bound of its own.
+    fn audit(&mut self, at_hand: ProcessKey) {
         let mut sizes: Vec<(usize, ProcessKey)> =
             self.processes.iter().map(|(key, process)| (process.size(), *key)).collect();
         sizes.sort_unstable();
         let mut total: usize = sizes.iter().map(|(size, _)| size).sum();
         while total > BYTES_MAX {
             let Some((size, key)) = sizes.pop() else { break };
+            if key == at_hand {
+                continue;
+            }
             total -= size;
             self.forget(key);
         }

@@ -95,10 +95,12 @@ pub(super) struct Process {
 /// The stack that was resolved last: most of the next one is the same, from its outermost frame on.
 #[derive(Default)]
 pub(super) struct Recent {
-    /// Leaf first. Of a stack whose frames all have names: others are tried again, and counted, for each sample.
+    /// Leaf first. Only of frames that have names: others are tried again, and counted, for each sample.
     raw: Vec<RawFrame>,
-    /// What became of each, in the same order; `None` is not shown.
-    resolved: Vec<Option<Rc<Resolved>>>,
+    /// Of each of these: how long `stack` is up to it.
+    depth: Vec<u32>,
+    /// Root first; behind what `raw` stands for come frames without a name, and the kernel's.
+    stack: Vec<Arc<Frame>>,
 }
 
 impl Recent {
@@ -110,21 +112,48 @@ impl Recent {
         outer.iter().position(|raw| raw.kind() == FRAME_PYTHON).map_or(0, |at| same - at)
     }
 
-    /// What became of the outermost frames.
-    pub(super) fn outermost(&self, count: usize) -> &[Option<Rc<Resolved>>] {
-        &self.resolved[self.resolved.len() - count..]
+    /// Makes it the stack of `user`: the `shared` outermost frames stay, `inner` became of the others (leaf first;
+    /// `None` is not shown). `named`: none of these was cut or has no name.
+    pub(super) fn change(
+        &mut self,
+        user: &[RawFrame],
+        shared: usize,
+        inner: &[Option<Rc<Resolved>>],
+        named: bool,
+    ) {
+        let old = self.raw.len() - shared;
+        let keep = self.depth.get(old).copied().unwrap_or(0);
+        self.stack.truncate(keep as usize);
+        self.raw.drain(..old);
+        self.depth.drain(..old);
+        let mut depth = Vec::with_capacity(if named { inner.len() } else { 0 });
+        for resolved in inner.iter().rev() {
+            if let Some(resolved) = resolved {
+                self.stack.extend_from_slice(&resolved.frames);
+            }
+            if named {
+                depth.push(self.stack.len() as u32);
+            }
+        }
+        if named {
+            self.raw.splice(..0, user[..user.len() - shared].iter().copied());
+            self.depth.splice(..0, depth.into_iter().rev());
+        }
     }
 
-    /// Remembers `user`, of which the `shared` outermost frames are known and `inner` is the rest.
-    pub(super) fn keep(&mut self, user: &[RawFrame], shared: usize, inner: &mut Vec<Option<Rc<Resolved>>>) {
-        self.resolved.splice(..self.resolved.len() - shared, inner.drain(..));
-        self.raw.clear();
-        self.raw.extend_from_slice(user);
+    pub(super) fn stack(&self) -> &[Arc<Frame>] {
+        &self.stack
     }
 
+    /// For the kernel's frames, which come last.
+    pub(super) fn end(&mut self) -> &mut Vec<Arc<Frame>> {
+        &mut self.stack
+    }
+
+    /// What is known of these frames holds no longer.
     fn clear(&mut self) {
         self.raw.clear();
-        self.resolved.clear();
+        self.depth.clear();
     }
 }
 

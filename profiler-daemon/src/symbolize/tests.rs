@@ -22,9 +22,8 @@ fn caller(address: u64) -> RawFrame {
 }
 
 fn resolve(symbolizer: &mut Symbolizer, key: ProcessKey, user: &[RawFrame]) -> (Vec<Arc<Frame>>, Outcome) {
-    let mut out = vec![symbolizer.interner.bare(FrameKind::Native, "left over from the last stack", "")];
-    let outcome = symbolizer.resolve(key, &[], user, &mut out);
-    (out, outcome)
+    let (stack, outcome) = symbolizer.resolve(key, &[], user);
+    (stack.to_vec(), outcome)
 }
 
 fn names(stack: &[Arc<Frame>]) -> Vec<&str> {
@@ -149,16 +148,15 @@ fn kernel_frames_come_last() {
         u64::from_str_radix(line.split(' ').next()?, 16).ok().filter(|&address| address != 0)
     };
     let mut symbolizer = Symbolizer::default();
-    let mut out = Vec::new();
     let user = [leaf(called_function as *const () as u64)];
     let (Some(inner), Some(outer)) = (find(" T schedule"), find(" T wake_up_process")) else {
         skip("kernel_frames_come_last", "kernel addresses are hidden");
-        symbolizer.resolve(me(), &[0xffff_ffff_8100_0000], &user, &mut out);
-        assert_eq!(names(&out)[1], "[kernel]");
+        let (out, _) = symbolizer.resolve(me(), &[0xffff_ffff_8100_0000], &user);
+        assert_eq!(names(out)[1], "[kernel]");
         return;
     };
-    let outcome = symbolizer.resolve(me(), &[inner, outer + 5, 0x42], &user, &mut out);
-    assert_eq!(names(&out)[1..], ["[kernel]", "wake_up_process", "schedule"]);
+    let (out, outcome) = symbolizer.resolve(me(), &[inner, outer + 5, 0x42], &user);
+    assert_eq!(names(out)[1..], ["[kernel]", "wake_up_process", "schedule"]);
     assert!(out[1..].iter().all(|f| f.kind == FrameKind::Kernel));
     assert_eq!(outcome, Outcome { unresolved: 1, cut: 0 });
     assert_eq!(count(&symbolizer, FrameKind::Kernel, Reason::NoKernelSymbol), 1);

@@ -87,42 +87,6 @@ fn a_request_waits_until_its_process_is_decided_upon() {
     assert_eq!(finisher.undecided.dropped(), 0);
 }
 
-fn frame(n: u32) -> Arc<Frame> {
-    let name = format!("f{n}").into();
-    Arc::new(Frame { name, file: "".into(), line: 0, first_line: n, kind: FrameKind::Native })
-}
-
-#[test]
-fn profiles_have_a_common_bound_and_samples_beyond_it_count() {
-    let mut finisher = bare();
-    let stacks: Vec<Vec<Arc<Frame>>> = (0..2000).map(|n| vec![frame(n); 100]).collect();
-    let (mut key, mut given) = (0, 0);
-    while finisher.samples_folded == 0 {
-        for stack in stacks.iter().take(100) {
-            finisher.grow(key, stack, 10);
-            given += 1;
-        }
-        key += 1;
-        assert!(finisher.nodes <= NODES_MAX + 100, "{} nodes", finisher.nodes);
-    }
-    let folded = finisher.samples_folded;
-    let counted: usize = finisher.builders.values().map(Builder::nodes).sum();
-    assert_eq!(finisher.nodes, counted);
-    let mut samples = 0;
-    let mut truncated = 0;
-    for key in 0..key {
-        let builder = finisher.take_builder(key).unwrap();
-        let ns = builder.sampled_ns();
-        let profile = builder.finish(1);
-        assert_eq!(ns, profile.sampled_ns());
-        samples += profile.samples();
-        truncated += profile.truncated_samples();
-    }
-    assert_eq!((samples, truncated, finisher.nodes), (given, folded, 0));
-    finisher.grow(7, &stacks[0], 10);
-    assert_eq!(finisher.samples_folded, folded);
-}
-
 #[test]
 fn a_step_of_the_clock_is_followed() {
     let mut finisher = bare();
@@ -142,17 +106,21 @@ fn what_waits_for_a_decision_keeps_its_share_of_the_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let mut finisher = finisher(LiveSettings::default(), &store);
-    let (pid, stack) = (4_194_301, vec![frame(1), frame(2)]);
-    finisher.grow(1, &stack, 10);
-    let held = finisher.nodes();
+    let (pid, stack) = (4_194_301, ["main", "work"].map(|name| Arc::new(python(name))));
+    finisher.collecting.grow(1, &stack, 10, 0);
     finisher.message(finished(1, pid));
-    assert_eq!((finisher.builders.len(), finisher.nodes()), (0, held));
+    assert!(finisher.collecting.take(1).is_none());
+    assert_eq!(finisher.undecided.nodes(), 3, "the root and two functions");
     finisher.targets.reject(ProcessKey { pid, start_time: 1 });
     finisher.settle();
-    assert_eq!(finisher.nodes(), 0);
-    finisher.grow(2, &stack, 10);
+    assert_eq!(finisher.undecided.nodes(), 0);
+    finisher.collecting.grow(2, &stack, 10, 0);
     finisher.message(finished(2, 4_194_302));
-    assert_ne!(finisher.nodes(), 0);
+    assert_eq!(finisher.undecided.nodes(), 3);
     finisher.undecided.give_up();
-    assert_eq!(finisher.nodes(), 0);
+    assert_eq!(finisher.undecided.nodes(), 0);
+}
+
+fn python(name: &str) -> Frame {
+    Frame { name: name.into(), file: "/a.py".into(), line: 1, first_line: 1, kind: FrameKind::Python }
 }
