@@ -45,7 +45,9 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
     let first = words[0];
     let mut bits = 0u16;
     let capture = if flow.direction == DIR_IN {
-        if conn.unproven() && (left < 4 || !begins_known_method(first as u32)) {
+        let line =
+            left >= 4 && begins_known_method(first as u32) && may_be_request_line(&words, left, Where::Body);
+        if conn.unproven() && !line {
             return left; // the rest of something whose beginning was not seen
         }
         match begin_in(flow, conn, transfer, &words, left, &mut bits) {
