@@ -90,6 +90,9 @@ fn expected() -> Vec<Expected> {
     ]
 }
 
+/// Sent together, and answered together.
+const PIPELINED: [&str; 2] = ["/first", "/second"];
+
 /// The numbers of [`expected`], with what they count.
 #[test]
 fn the_answers_are_as_long_as_counted() {
@@ -210,7 +213,10 @@ fn requests_are_what_the_client_did(path: &Path) {
         assert_eq!(record.response_bytes, wanted.answered, "{what}");
         assert_eq!(record.outcome, wanted.outcome, "{what}");
         assert_eq!(record.note.as_deref(), wanted.note, "{what}");
-        assert_eq!(record.attribution, Attribution::Thread, "{what}");
+        // Which of two that came together the server worked on, nobody can tell.
+        let alone = !PIPELINED.contains(&wanted.path);
+        let attribution = if alone { Attribution::Thread } else { Attribution::None };
+        assert_eq!(record.attribution, attribution, "{what}");
         assert_eq!(record.lost_events, 0, "{what}");
         assert_eq!(record.ttfb_ns.is_some(), wanted.answered > 0, "{what}");
         assert!(record.ttfb_ns.unwrap_or_default() <= record.duration_ns, "{what}");
@@ -220,7 +226,8 @@ fn requests_are_what_the_client_did(path: &Path) {
     // The client asked for one after the other, but for the pipelined pair.
     for (pair, client) in records.windows(2).zip(told.requests.windows(2)) {
         if client[0].sent_at == client[1].sent_at {
-            assert_eq!((pair[0].path.as_deref(), pair[1].path.as_deref()), (Some("/first"), Some("/second")));
+            let paths = [&pair[0].path, &pair[1].path].map(|path| path.as_deref().unwrap_or_default());
+            assert_eq!(paths, PIPELINED);
             continue;
         }
         let end = pair[0].start + pair[0].duration_ns as i64;
@@ -261,6 +268,7 @@ fn samples_are_where_they_belong(path: &Path) {
     assert_eq!(reader.undecodable, 0);
     reader.end(0);
     let (mut given, mut paths) = (Vec::new(), HashMap::<RequestKey, String>::new());
+    let mut revoked = Vec::new();
     for message in messages.try_iter().flatten() {
         match message {
             Message::Sample(sample) => {
@@ -268,13 +276,16 @@ fn samples_are_where_they_belong(path: &Path) {
                     sample.user.iter().filter(|f| f.kind() == FRAME_PYTHON).map(|f| f.address).collect();
                 given.push((sample.key, route_of(Box::new(code.into_iter()))));
             }
-            Message::Revoke(key) => panic!("the samples of request {key} were taken back"),
+            Message::Revoke(key) => revoked.push(key),
             Message::Finished(finished) => {
                 let head = finished.exchange.head.expect("a head");
                 paths.insert(finished.key, head.path.to_string());
             }
             _ => {}
         }
+    }
+    for key in revoked {
+        assert!(PIPELINED.contains(&paths[&key].as_str()), "the samples of {} were taken back", paths[&key]);
     }
     // The work takes a third of a second or so; a few samples must have hit it, or this shows nothing.
     for route in ["/burn/a", "/burn/b"] {
