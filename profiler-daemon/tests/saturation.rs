@@ -168,6 +168,7 @@ fn every_request_is_recorded_or_counted_as_lost() {
         }
         memory.push(resident_kib(&daemon));
     }
+    println!("{memory:?} KiB resident after each load");
     let (first, last) = (memory[0], memory[memory.len() - 1]);
     assert!(last <= first + GROWTH_MAX_KIB, "the daemon grew from {first} to {last} KiB: {memory:?}");
     assert!(memory.iter().all(|kib| *kib <= RSS_MAX_KIB), "{memory:?}");
