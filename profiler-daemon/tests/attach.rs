@@ -9,7 +9,7 @@ use std::net::TcpStream;
 
 use support::http::{Client, Exchange, unread};
 use support::reader::Reader;
-use support::{Daemon, wait_for};
+use support::wait_for;
 
 #[track_caller]
 fn ask(client: &mut Client, method: &str, target: &str, body: &[u8]) -> Exchange {
@@ -17,26 +17,6 @@ fn ask(client: &mut Client, method: &str, target: &str, body: &[u8]) -> Exchange
     assert_eq!(answer.status, 200, "{target}");
     assert_eq!(answer.text(), format!("{}\n", body.len()), "{target}");
     answer
-}
-
-/// These requests were recorded exactly, and nothing else was.
-#[track_caller]
-fn recorded(daemon: &Daemon, exchanges: &[Exchange]) {
-    let records = daemon.records_by_path("", exchanges.len());
-    assert_eq!(records.len(), exchanges.len(), "{records:#?}");
-    for exchange in exchanges {
-        let record = &records[exchange.path()];
-        let about = format!("{record:#}\n{exchange:?}");
-        assert_eq!(record["method"], exchange.method, "{about}");
-        assert_eq!(record["status"], exchange.status, "{about}");
-        assert_eq!(record["outcome"], "complete", "{about}");
-        assert_eq!(record["request_bytes"], exchange.sent, "{about}");
-        assert_eq!(record["response_bytes"], exchange.received, "{about}");
-    }
-    let status = daemon.status();
-    for (place, count) in status["lost"].as_object().expect("an object") {
-        assert_eq!(count, 0, "lost at {place}: {status:#}");
-    }
 }
 
 const CALLS: [&str; 2] = ["read", "readv"];
@@ -59,7 +39,7 @@ fn requests_on_a_connection_that_was_open_are_recorded() {
         // One that rested longer, and one that came later.
         done.push(ask(&mut unused, "GET", "/get/rested", b""));
         done.push(ask(&mut Client::new(server.port), "GET", "/get/later", b""));
-        recorded(&daemon, &done);
+        daemon.recorded_exactly(&done);
     }
 }
 
@@ -89,6 +69,6 @@ fn a_request_that_was_under_way_is_not_taken_for_another() {
         assert_eq!(answer.text(), format!("{length}\n"));
         let done: Vec<Exchange> =
             (0..5).map(|number| ask(&mut client, "GET", &format!("/get/{number}"), b"")).collect();
-        recorded(&daemon, &done);
+        daemon.recorded_exactly(&done);
     }
 }

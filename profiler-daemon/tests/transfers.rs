@@ -35,25 +35,6 @@ fn start(name: &str) -> Option<(Server, Daemon)> {
     Some((Server { port, _group: group, _dir: dir }, daemon))
 }
 
-/// These were recorded exactly, nothing else was, and nothing was lost.
-#[track_caller]
-fn recorded(daemon: &Daemon, exchanges: &[Exchange]) {
-    let records = daemon.records_by_path("", exchanges.len());
-    assert_eq!(records.len(), exchanges.len(), "{records:#?}");
-    for exchange in exchanges {
-        let record = &records[exchange.path()];
-        let about = format!("{record:#}\n{} {} {}", exchange.target, exchange.sent, exchange.received);
-        assert_eq!(record["outcome"], "complete", "{about}");
-        assert_eq!(record["request_bytes"], exchange.sent, "{about}");
-        assert_eq!(record["response_bytes"], exchange.received, "{about}");
-    }
-    let status = daemon.status();
-    for (place, count) in status["lost"].as_object().expect("an object") {
-        assert_eq!(count, 0, "lost at {place}: {status:#}");
-    }
-    assert_eq!(status["requests"]["open"], 0, "{status:#}");
-}
-
 #[track_caller]
 fn get(client: &mut Client, target: &str) -> Exchange {
     client.request("GET", target, b"").unwrap_or_else(|e| panic!("{target}: {e}"))
@@ -77,7 +58,7 @@ fn both_ways_at_once_are_counted_exactly() {
     sender.join().expect("sent");
     duplex.sent = sent;
     let after = get(&mut client, "/after");
-    recorded(&daemon, &[duplex, after]);
+    daemon.recorded_exactly(&[duplex, after]);
 }
 
 #[test]
@@ -86,7 +67,7 @@ fn many_elements_are_covered() {
     let mut client = Client::new(server.port);
     let done = ["/vector", "/chunked", "/after"].map(|target| get(&mut client, target));
     assert_eq!((done[0].body.len(), done[1].body.len()), (460, 225));
-    recorded(&daemon, &done);
+    daemon.recorded_exactly(&done);
 }
 
 #[test]
@@ -111,7 +92,7 @@ fn empty_lines_in_front_belong_to_no_request() {
             done.push(exchange);
         }
     }
-    recorded(&daemon, &done);
+    daemon.recorded_exactly(&done);
 }
 
 #[test]
@@ -128,7 +109,7 @@ fn a_file_behind_a_descriptor_closed_unseen_is_no_request() {
         // Answered when the file was read, so that what was seen of it would be there too.
         done.push(get(&mut other, &format!("/after{target}")));
     }
-    recorded(&daemon, &done);
+    daemon.recorded_exactly(&done);
 }
 
 /// Text of another protocol that begins with a word in upper case.
@@ -143,5 +124,5 @@ fn other_text_is_no_request() {
     let mut answer = [0; 256];
     assert!(raw.read(&mut answer).expect("an answer") > 0);
     drop(raw);
-    recorded(&daemon, &[get(&mut Client::new(server.port), "/after")]);
+    daemon.recorded_exactly(&[get(&mut Client::new(server.port), "/after")]);
 }

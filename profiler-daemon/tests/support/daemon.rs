@@ -144,6 +144,28 @@ impl Daemon {
         by_path
     }
 
+    /// These exchanges were recorded exactly, nothing else was, nothing was lost and nothing is left open.
+    #[track_caller]
+    pub fn recorded_exactly(&self, exchanges: &[Exchange]) {
+        let records = self.records_by_path("", exchanges.len());
+        assert_eq!(records.len(), exchanges.len(), "{records:#?}");
+        for exchange in exchanges {
+            let record = &records[exchange.path()];
+            let (sent, received) = (exchange.sent, exchange.received);
+            let about = format!("{record:#}\n{} {sent} {received}", exchange.target);
+            assert_eq!(record["method"], exchange.method, "{about}");
+            assert_eq!(record["status"], exchange.status, "{about}");
+            assert_eq!(record["outcome"], "complete", "{about}");
+            assert_eq!(record["request_bytes"], sent, "{about}");
+            assert_eq!(record["response_bytes"], received, "{about}");
+        }
+        let status = self.status();
+        for (place, count) in status["lost"].as_object().expect("an object") {
+            assert_eq!(count, 0, "lost at {place}: {status:#}");
+        }
+        assert_eq!(status["requests"]["open"], 0, "{status:#}");
+    }
+
     /// Waits for the record of one path.
     #[track_caller]
     pub fn record_of(&self, path: &str) -> Value {
