@@ -24,6 +24,9 @@ pub const METHOD: &str = "Client, profiler and workers share the CPUs.
   the cell says so. Each ratio is the median over the pairs, with a 95 % interval.
 - **CPU per request**: of the workers. Without: the median over all slices. With: that times the ratio; the median of the
   other slices would compare moments in which the machine had different speeds.
+- **bare clock**: the timer interrupts that a rate of 999 Hz takes, and nothing else: no program runs, nothing is
+  written. In a virtual machine each of them can cost many times what it costs on hardware, and no profiler that
+  samples at that rate can cost less.
 - **p99**: over all requests of all slices without and with, so not paired.
 - **recorded**: requests that reqprof recorded, of those that the client saw answered while it was attached.
 
