@@ -173,13 +173,13 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, object, logger })
 }
 
-fn load_program<'a, P: 'a>(
-    object: &'a mut Ebpf,
+fn load_program<P>(
+    object: &mut Ebpf,
     name: &str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
 ) -> Result<(), LoadError>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let failed = |source: ProgramError| match program_privilege(&source) {
         Some(reason) => LoadError::Privilege(reason),
@@ -188,7 +188,12 @@ where
     let program = object
         .program_mut(name)
         .ok_or(LoadError::Map { name: "programs", reason: format!("{name} is not in the object") })?;
-    load(program.try_into().map_err(failed)?).map_err(failed)
+    load(program.try_into().map_err(failed)?).map_err(failed)?;
+    let info = object.program(name).and_then(|program| program.info().ok());
+    // Since Linux 5.16.
+    let verified = info.and_then(|info| info.verified_instruction_count());
+    tracing::debug!(name, verified, "the verifier accepted a program");
+    Ok(())
 }
 
 fn attach_raw(object: &mut Ebpf, name: &str, tracepoint: &str) -> Result<(), ProgramError> {
