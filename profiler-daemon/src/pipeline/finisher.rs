@@ -141,9 +141,9 @@ impl Finisher {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.settle();
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
+                self.settle();
                 self.follow_clock();
                 self.publish();
             }

@@ -240,9 +240,10 @@ impl Reader {
             self.audit.left = self.audit.left.saturating_sub(1);
             self.audit.leisurely = now + LEISURE;
             let mut route = route!(self);
+            let mut descriptors = sockets::Descriptors::default();
             // What was closed by `dup2` or `close_range` the kernel side takes for open.
-            let open = |conn: ConnId| loss.is_open(conn) && sockets::may_be_socket(conn.pid, conn.fd);
-            self.engine.audit(now, &open, &mut |output| route.output(output));
+            let mut open = |conn: ConnId| loss.is_open(conn) && descriptors.may_be_socket(conn.pid, conn.fd);
+            self.engine.audit(now, &mut open, &mut |output| route.output(output));
         }
     }
 
@@ -335,7 +336,7 @@ impl Route<'_> {
         }
     }
 
-    /// The reader waits for nobody who might read `/proc`: what the manager has no room for, it finds by itself.
+    /// The reader does not wait for the manager, who waits for processes: what it has no room for, it finds by itself.
     fn tell(&mut self, message: manager::Message) {
         if let Some(manager) = self.manager
             && let Err(TrySendError::Full(_)) = manager.try_send(message)

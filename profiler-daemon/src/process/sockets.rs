@@ -25,11 +25,21 @@ const CHUNK: usize = 4096;
 /// Descriptors looked at per process: as many as connections are followed at all.
 const FDS_MAX: usize = 65_536;
 
-/// Whether this descriptor of a process can be a connection: `false` only when it is closed or something else by now.
-pub fn may_be_socket(pid: u32, fd: u32) -> bool {
-    match fs::read_link(format!("/proc/{}/fd/{fd}", via(pid))) {
-        Ok(target) => target.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
+/// Descriptors of processes, looked at one by one.
+#[derive(Default)]
+pub struct Descriptors {
+    /// By pid, the thread through which `/proc` shows the process: to find it out costs more than a descriptor.
+    through: HashMap<u32, u32>,
+}
+
+impl Descriptors {
+    /// Whether this one can be a connection: `false` only when it is closed or something else by now.
+    pub fn may_be_socket(&mut self, pid: u32, fd: u32) -> bool {
+        let through = self.through.entry(pid).or_insert_with(|| via(pid));
+        match fs::read_link(format!("/proc/{through}/fd/{fd}")) {
+            Ok(target) => target.as_os_str().as_encoded_bytes().starts_with(b"socket:"),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 }
 
@@ -177,18 +187,21 @@ mod tests {
         let pid = std::process::id();
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
         let (replaced, closed) = (a.as_raw_fd(), b.as_raw_fd());
-        assert!(may_be_socket(pid, replaced as u32) && may_be_socket(pid, closed as u32));
+        assert!(
+            Descriptors::default().may_be_socket(pid, replaced as u32)
+                && Descriptors::default().may_be_socket(pid, closed as u32)
+        );
         let null = fs::File::open("/dev/null").unwrap();
         // SAFETY: both descriptors are ours and open.
         assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), replaced) }, replaced);
-        assert!(!may_be_socket(pid, replaced as u32));
+        assert!(!Descriptors::default().may_be_socket(pid, replaced as u32));
         // One that is taken from nobody else: above all that other tests may open meanwhile.
         // SAFETY: as above; the new descriptor is nobody's.
         let high = unsafe { libc::fcntl(closed, libc::F_DUPFD, 900) };
-        assert!(high >= 900 && may_be_socket(pid, high as u32));
+        assert!(high >= 900 && Descriptors::default().may_be_socket(pid, high as u32));
         // SAFETY: the one that was just made.
         assert_eq!(unsafe { libc::close_range(high as u32, high as u32, 0) }, 0);
-        assert!(!may_be_socket(pid, high as u32));
+        assert!(!Descriptors::default().may_be_socket(pid, high as u32));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use profiler_ebpf::head::{
 };
 
 use super::{
+    boundary::interleaved,
     connection::{Flow, Shared},
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
     task::{header, now, read_at_most},
@@ -48,7 +49,9 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
         let line =
             left >= 4 && begins_known_method(first as u32) && may_be_request_line(&words, left, Where::Body);
         if conn.unproven() && !line {
-            return left; // the rest of something whose beginning was not seen
+            // The rest of something whose beginning was not seen, or no HTTP at all.
+            interleaved(flow);
+            return left;
         }
         match begin_in(flow, conn, transfer, &words, left, &mut bits) {
             Begin::Capture => true,
@@ -64,6 +67,7 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
         }
     } else {
         if !answers(conn) {
+            interleaved(flow);
             return left;
         }
         if conn.out_state() != connection_state::HEAD && may_begin_response(first, left) {
@@ -137,6 +141,8 @@ pub fn emit_together(flow: &Flow, conn: Shared, transfer: &Transfer) {
         emit_plain(flow, conn, transfer.entered, length, 0, 0);
     } else if answers(conn) {
         emit_plain_tail(flow, conn, transfer.entered, length, 0, 0, Tail::Known(tail));
+    } else {
+        interleaved(flow);
     }
 }
 
