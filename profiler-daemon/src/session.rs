@@ -229,7 +229,7 @@ impl Session {
         self.gauges.health.stopping();
         let _ = self.manager.send_timeout(manager::Message::Stop, TELL_LIMIT);
         let object = health::join("manager", self.manager_thread, STOP_LIMIT);
-        let _ = self.control.send(Control::Stop);
+        let _ = self.control.send_timeout(Control::Stop, TELL_LIMIT);
         drop(self.control);
         health::join("reader", self.reader_thread, STOP_LIMIT);
         health::join("finisher", self.finisher_thread, STOP_LIMIT);

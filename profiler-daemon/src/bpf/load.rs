@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn releases_are_read() {
-        assert_eq!(version_of("6.18.44-fc-v657"), Some((6, 18)));
+        assert_eq!(version_of("6.18.44-1-amd64"), Some((6, 18)));
         assert_eq!(version_of("5.10.0-30-cloud-amd64"), Some((5, 10)));
         assert_eq!(version_of(""), None);
     }

@@ -81,6 +81,9 @@ fn need_root() -> Result<(), CliError> {
     ))
 }
 
+/// How long a query that runs when we are told to end may go on: nobody waits for its answer any more.
+const QUERIES_LIMIT: Duration = Duration::from_secs(2);
+
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread()
         // The API is rarely asked, and the machine belongs to those we watch.
@@ -148,7 +151,9 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         ..Outputs::default()
     };
     let session = Arc::new(Session::start(&config, stats, outputs)?);
-    let outcome = runtime()?.block_on(serve_until_told(args, config, &store, socket, session.clone()));
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve_until_told(args, config, &store, socket, session.clone()));
+    runtime.shutdown_timeout(QUERIES_LIMIT);
     stop(session);
     if let Some(files) = files {
         files.finish();
@@ -286,7 +291,8 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
     gauges.metrics.set_sample_rate(f64::from(config.freq));
-    let outcome = runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         let server = match (socket, &store) {
             (Some(socket), Some(store)) => Some(Server::of_recording(socket, &config, store, &gauges)?),
             _ => None,
@@ -297,6 +303,7 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         }
         outcome
     });
+    runtime.shutdown_timeout(QUERIES_LIMIT);
     session.stop();
     if let Some(files) = files {
         files.finish();

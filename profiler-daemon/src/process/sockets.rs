@@ -254,9 +254,14 @@ mod tests {
         use std::os::fd::AsRawFd;
         let me = std::process::id();
         for address in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
-            let Ok(listener) = TcpListener::bind(address) else {
-                eprintln!("SKIPPED {address}: cannot be bound here");
-                continue;
+            let listener = match TcpListener::bind(address) {
+                Ok(listener) => listener,
+                // A kernel without IPv6.
+                Err(error) if address.starts_with('[') => {
+                    println!("not tried, cannot be bound: {address}: {error}");
+                    continue;
+                }
+                Err(error) => panic!("{address}: {error}"),
             };
             let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
             let (server, _) = listener.accept().unwrap();
