@@ -546,25 +546,29 @@ fn offsets(path: &std::path::Path) -> (u64, u64) {
     (start - code.address as u64, call.next_ip() - code.address as u64)
 }
 
-/// What happens to a process between two samples, by numbers: a place, the file that it gets, whether it is an unknown
-/// address that makes the map be read again; and the frames of the next samples.
-type Change = (usize, usize, bool, Vec<Vec<usize>>);
+/// What happens to a process between two samples, by numbers: a place, the file that it gets, and whether it is an
+/// unknown address that makes the map be read again; then stacks: how many of the outermost frames are those of all, and
+/// the others.
+type Change = (usize, usize, bool, Vec<(usize, Vec<usize>)>);
+
+const DISTINCT: usize = 16;
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
     #[test]
     fn stacks_that_follow_each_other_while_the_map_changes_are_what_each_would_be_alone(
+        outer in proptest::collection::vec(0..DISTINCT, 8),
         changes in proptest::collection::vec(
             (0usize..3, 0usize..3, proptest::prelude::any::<bool>(),
-                proptest::collection::vec(proptest::collection::vec(0usize..16, 0..8), 1..4)),
-            1..8,
+                proptest::collection::vec((0usize..9, proptest::collection::vec(0..DISTINCT, 0..4)), 1..4)),
+            2..8,
         ),
     ) {
-        one_after_the_other(&changes);
+        one_after_the_other(&outer, &changes);
     }
 }
 
-fn one_after_the_other(changes: &[Change]) {
+fn one_after_the_other(outer: &[usize], changes: &[Change]) {
     const KNOWN: [u64; 3] = [1, 2, 3];
     let dir = tempfile::tempdir().unwrap();
     let files = ["a.so", "b.so"].map(|name| dir.path().join(name));
@@ -586,7 +590,7 @@ fn one_after_the_other(changes: &[Change]) {
     frames.extend((0..3).map(|place| leaf(at(place, function))));
     frames.extend((0..2).map(|place| caller(at(place, returned))));
     frames.extend(here);
-    assert_eq!(frames.len(), 16);
+    assert_eq!(frames.len(), DISTINCT);
 
     let counters = |symbolizer: &Symbolizer| -> std::collections::BTreeMap<_, _> {
         symbolizer.counters().map(|(kind, reason, count)| ((kind, reason), count)).collect()
@@ -600,8 +604,9 @@ fn one_after_the_other(changes: &[Change]) {
         mapped[*place] = *file < 2;
         let ago = std::time::Duration::from_millis(if found { 500 } else { 60_000 });
         symbolizer.processes.get_mut(&me()).unwrap().looked(ago);
-        for (n, stack) in stacks.iter().enumerate() {
-            let mut user: Vec<RawFrame> = stack.iter().map(|n| frames[*n]).collect();
+        for (n, (same, inner)) in stacks.iter().enumerate() {
+            let numbers = inner.iter().chain(&outer[outer.len() - same..]);
+            let mut user: Vec<RawFrame> = numbers.map(|n| frames[*n]).collect();
             if found && n == 0 {
                 user.insert(0, leaf(at(*place, function)));
             }
@@ -621,6 +626,34 @@ fn one_after_the_other(changes: &[Change]) {
             assert_eq!(counted, counters(&fresh), "{user:x?}");
         }
     }
+}
+
+#[test]
+fn all_frames_of_a_stack_are_named_by_one_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["a.so", "b.so"].map(|name| dir.path().join(name));
+    for copy in &files {
+        std::fs::copy(library("libc.so"), copy).unwrap();
+    }
+    let (function, _) = offsets(&files[0]);
+    let places = Places::new();
+    let [replaced, new] = [0, 1].map(|place| leaf(places.files[place] as u64 + function));
+    let around = |inside| [inside, python(2), replaced, python(1)];
+    let found = |symbolizer: &mut Symbolizer, user: &[RawFrame]| -> Vec<String> {
+        resolve(symbolizer, me(), user).0.iter().map(|frame| frame.file.to_string()).collect()
+    };
+    let mut symbolizer = knowing(&[1, 2]);
+    places.map(0, Some(&files[0]));
+    let known = around(leaf(called_function as *const () as u64));
+    // Once for the map, and once more for what the next stack shares with it.
+    found(&mut symbolizer, &known);
+    let before = found(&mut symbolizer, &known);
+    assert_eq!(before[..3], ["/app.py", "a.so", "/app.py"]);
+    places.map(0, Some(&files[1]));
+    places.map(1, Some(&files[0]));
+    // Only the unknown address makes it look again.
+    symbolizer.processes.get_mut(&me()).unwrap().looked(std::time::Duration::from_millis(500));
+    assert_eq!(found(&mut symbolizer, &around(new)), ["/app.py", "b.so", "/app.py", "a.so"]);
 }
 
 /// What stacks of code without frame pointers look like: none is worth less to the next for its wrong guesses.
