@@ -59,13 +59,27 @@ impl Listening {
         if self.0.is_empty() {
             return None;
         }
-        let found: Vec<u16> = sockets(pid).filter_map(|(_, inode)| self.0.get(&inode).copied()).collect();
+        self.among(sockets(pid).map(|(_, inode)| inode))
+    }
+
+    fn among(&self, inodes: impl Iterator<Item = u64>) -> Option<Vec<u16>> {
+        let found: Vec<u16> = inodes.filter_map(|inode| self.0.get(&inode).copied()).collect();
         let any = !found.is_empty();
         let mut ports: Vec<u16> = found.into_iter().filter(|port| *port != 0).collect();
         ports.sort_unstable();
         ports.dedup();
         any.then_some(ports)
     }
+}
+
+/// Ports that `pid` listens on, as [`Listening::ports`]. The tables list every socket of the namespace, so they are read
+/// only for a process that has any.
+pub fn listened(pid: u32) -> Option<Vec<u16>> {
+    listened_by(sockets(pid).map(|(_, inode)| inode).collect(), || Listening::of(pid))
+}
+
+fn listened_by(inodes: Vec<u64>, tables: impl FnOnce() -> Listening) -> Option<Vec<u16>> {
+    if inodes.is_empty() { None } else { tables().among(inodes.into_iter()) }
 }
 
 /// Descriptors of `pid` that are TCP connections which somebody made to a listening socket of its network namespace,
@@ -291,5 +305,15 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         let me = std::process::id();
         assert!(Listening::of(me).ports(me).unwrap().contains(&port));
+        assert!(listened(me).unwrap().contains(&port));
+    }
+
+    #[test]
+    fn no_table_is_read_for_who_has_no_socket() {
+        let tables = || Listening(HashMap::from([(5, 80), (6, 0), (7, 443), (8, 80)]));
+        assert_eq!(listened_by(Vec::new(), || panic!("a table was read")), None);
+        assert_eq!(listened_by(vec![4], tables), None);
+        assert_eq!(listened_by(vec![6], tables), Some(vec![]));
+        assert_eq!(listened_by(vec![8, 4, 7, 5], tables), Some(vec![80, 443]));
     }
 }
