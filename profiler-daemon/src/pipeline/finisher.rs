@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, TryRecvError};
 use profiler_common::{FRAME_PYTHON, USER_FRAMES_MAX, flags};
 use rustc_hash::FxHashMap;
 
@@ -26,6 +26,7 @@ use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
 
+const POLL: Duration = Duration::from_millis(10);
 const STATS_EVERY: Duration = Duration::from_millis(250);
 
 /// Settings that a reload may change.
@@ -133,7 +134,7 @@ impl Finisher {
         let mut next_stats = Instant::now() + STATS_EVERY;
         loop {
             self.beat();
-            match incoming.recv_timeout(STATS_EVERY) {
+            match incoming.try_recv() {
                 Ok(batch) => {
                     self.refresh();
                     for message in batch {
@@ -141,8 +142,9 @@ impl Finisher {
                         self.message(message);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                // The reader looks at the ring as often. To wait in the channel costs more: it spins before it sleeps.
+                Err(TryRecvError::Empty) => std::thread::sleep(POLL),
+                Err(TryRecvError::Disconnected) => break,
             }
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
