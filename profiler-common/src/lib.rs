@@ -10,12 +10,13 @@
 
 mod record;
 mod target;
+pub mod unwind;
 
 pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -81,4 +82,8 @@ pub mod flags {
     pub const NEW_ACTIVATION: u16 = 1 << 7;
     /// Data: more heads followed in this transfer than were looked for.
     pub const PIPELINE_OVERFLOW: u16 = 1 << 8;
+    /// Sample: some native frames were found by frame pointer, for want of tables.
+    pub const GUESSED: u16 = 1 << 9;
+    /// Sample: some native frame is in memory that is in no mapping known.
+    pub const UNKNOWN_CODE: u16 = 1 << 10;
 }

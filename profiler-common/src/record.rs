@@ -144,7 +144,10 @@ pub struct Sample {
     pub activation: u64,
     pub kernel_count: u16,
     pub user_count: u16,
-    pub cpu: u32,
+    pub cpu: u16,
+    /// How the walk of the native frames ended, one of [`crate::unwind::end`].
+    pub end: u8,
+    pub reserved: u8,
     /// CPU time this sample stands for, ns.
     pub weight: u64,
 }
@@ -168,6 +171,8 @@ pub const FRAME_NATIVE_LEAF: u32 = 0;
 pub const FRAME_NATIVE_CALLER: u32 = 1;
 /// A Python frame.
 pub const FRAME_PYTHON: u32 = 2;
+/// A return address found by unwind tables.
+pub const FRAME_NATIVE_RETURN: u32 = 3;
 
 impl RawFrame {
     pub const fn new(kind: u32, address: u64, lasti: u32, check: u32) -> Self {
@@ -191,8 +196,8 @@ pub const fn code_check(argcount: u32, kwonly: u32, flags: u32, first_line: u32)
 /// Most bytes of a head that are captured from one transfer; a longer head arrives in several pieces or is cut.
 /// 4,096 covers request lines and the headers that frame a body; longer heads are nearly always cookies.
 pub const HEAD_MAX: usize = 4096;
-/// Most frames of a user stack. Django under middleware is 60 to 90 deep.
-pub const USER_FRAMES_MAX: usize = 256;
+/// Most frames of a user stack: 256 of Python and 256 native. Django under middleware is 60 to 90 deep.
+pub const USER_FRAMES_MAX: usize = 512;
 /// Most frames of a kernel stack.
 pub const KERNEL_FRAMES_MAX: usize = 64;
 

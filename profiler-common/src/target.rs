@@ -149,6 +149,8 @@ pub struct KernelOffsets {
     /// 1 when the offsets below are valid.
     pub valid: u32,
     pub task_tgid: u32,
+    /// `task_struct.stack`: where a kernel without `bpf_task_pt_regs` keeps a thread's registers.
+    pub task_stack: u32,
     pub task_signal: u32,
     /// `task_struct.thread.fsbase`.
     pub task_fsbase: u32,
@@ -178,6 +180,7 @@ pub struct Settings {
     pub adopt_acceptors: u32,
     /// 1: `bpf_task_pt_regs` exists (5.15).
     pub has_task_pt_regs: u32,
+    pub reserved: u32,
     /// Bytes of the ring that samples must leave free for boundary records.
     pub ring_reserve: u64,
 }
@@ -187,6 +190,6 @@ const _: () = {
     assert!(size_of::<Target>() == 72);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
-    assert!(size_of::<KernelOffsets>() == 52);
-    assert!(size_of::<Settings>() == 72);
+    assert!(size_of::<KernelOffsets>() == 56);
+    assert!(size_of::<Settings>() == 80);
 };

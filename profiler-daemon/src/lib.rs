@@ -20,6 +20,7 @@ pub mod serve;
 pub mod session;
 pub mod store;
 pub mod symbolize;
+pub mod unwind;
 
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]

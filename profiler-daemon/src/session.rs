@@ -12,6 +12,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use crossbeam_channel::{Sender, bounded};
 use profiler_common::Stat;
+use profiler_common::unwind::{BLOCKS_MAX, Block, RULES_MAX};
 use serde_json::{Value, json};
 
 use crate::bpf::{
@@ -30,6 +31,8 @@ use crate::process::targets::{Feature, TargetInfo, Targets};
 use crate::replay::Recorder;
 use crate::serve::Metrics;
 use crate::store;
+use crate::unwind::quality::REASONS;
+use crate::unwind::{self, Quality, Unwinding};
 
 /// Process events on their way to the manager; when it is behind, those that find no room are counted and it is told
 /// to look for itself.
@@ -77,6 +80,8 @@ pub struct Gauges {
     connections: Option<Entries>,
     started: jiff::Timestamp,
     pub health: Health,
+    unwinding: Unwinding,
+    quality: Quality,
 }
 
 /// See the module.
@@ -87,6 +92,7 @@ pub struct Session {
     control: Sender<Control>,
     manager_thread: JoinHandle<Ebpf>,
     reader_thread: JoinHandle<()>,
+    unwinder_thread: JoinHandle<()>,
     finisher_thread: JoinHandle<()>,
 }
 
@@ -144,6 +150,9 @@ impl Session {
                 let _ = gone_out.send(control);
             }),
         );
+        let (unwinding, unwinder) = unwind::unwinding();
+        let quality = Quality::default();
+        manager.unwinding = Some(unwinding.clone());
         let kernel_stats = Arc::new(kernel.stats);
         let gauges = Arc::new(Gauges {
             metrics: metrics.clone(),
@@ -156,6 +165,8 @@ impl Session {
             connections: kernel.connection_entries,
             started: jiff::Timestamp::now(),
             health: health.clone(),
+            unwinding: unwinding.clone(),
+            quality: quality.clone(),
         });
 
         let live = Live::new(live_settings(config));
@@ -176,6 +187,8 @@ impl Session {
         let mut reader = Reader::new(to_finisher, Some(to_manager.clone()), targets, stats);
         reader.loss = Some(Loss::new(kernel_stats, kernel.connections.clone()));
         reader.connections = Some(kernel.connections);
+        reader.unwinding = Some(unwinding);
+        reader.quality = quality;
         if let Some(path) = &outputs.recorder {
             reader.recorder = Some(Recorder::create(path, epoch)?);
         }
@@ -185,6 +198,12 @@ impl Session {
         let reader_thread = thread("reader", move || {
             let _alive = pulse.alive();
             reader.run(ring, &for_reader);
+        })?;
+        let tables = kernel.unwind;
+        let pulse = health.stage("unwinder");
+        let unwinder_thread = thread("unwinder", move || {
+            let _alive = pulse.alive();
+            unwinder.run(tables, &pulse);
         })?;
         manager.start();
         let pulse = health.stage("manager");
@@ -200,6 +219,7 @@ impl Session {
             control: to_reader,
             manager_thread,
             reader_thread,
+            unwinder_thread,
             finisher_thread,
         })
     }
@@ -233,6 +253,8 @@ impl Session {
         drop(self.control);
         health::join("reader", self.reader_thread, STOP_LIMIT);
         health::join("finisher", self.finisher_thread, STOP_LIMIT);
+        self.gauges.unwinding.stop();
+        health::join("unwinder", self.unwinder_thread, STOP_LIMIT);
         // Detaches everything.
         drop(object);
     }
@@ -271,6 +293,18 @@ impl Gauges {
         m.set_unwind_errors("python", "fault", total(&kernel, Stat::PythonFault));
         m.set_unwind_errors("python", "no_state", total(&kernel, Stat::PythonNoState));
         m.set_unwind_errors("user", "truncated", total(&kernel, Stat::StackTruncated));
+        let all = self.quality.all();
+        for (reason, n) in REASONS.iter().zip(all.ends).skip(1) {
+            m.set_stacks(reason, n);
+        }
+        m.set_stacks("guessed", all.guessed);
+        m.set_stacks(REASONS[0], all.ends[0] - all.guessed);
+        let tables = self.unwinding.report();
+        for (reason, n) in &tables.counts.without {
+            m.set_unwind_errors("table", reason.name(), *n);
+        }
+        m.set_map("unwind_rules", tables.usage.rules as u64, RULES_MAX.into());
+        m.set_map("unwind_blocks", (tables.usage.bytes / size_of::<Block>()) as u64, BLOCKS_MAX.into());
         for (kind, reason, n) in &stats.unresolved {
             m.set_unwind_errors(kind_name(*kind), reason, *n);
         }
@@ -303,6 +337,7 @@ impl Gauges {
     fn lost(&self) -> Vec<(&'static str, &'static str, u64)> {
         let kernel = self.kernel.totals();
         let s = self.stats.snapshot();
+        let unwinder = self.unwinding.report();
         let k = |stat| total(&kernel, stat);
         vec![
             ("kernel", "sample_ring_full", k(Stat::SamplesLostRing)),
@@ -323,6 +358,9 @@ impl Gauges {
             ("profile", "nodes_full", s.samples_folded),
             ("process", "unanswered", PATIENCE.report().late),
             ("profile", "process_undecided", s.undecided),
+            ("unwinder", "queue_full", unwinder.untold),
+            ("unwinder", "table_full", unwinder.counts.full),
+            ("unwinder", "failed", unwinder.counts.failed),
             ("files", "queue_full", s.files_dropped),
             ("files", "write_failed", s.files_failed),
         ]
@@ -333,6 +371,7 @@ impl Gauges {
         let kernel = self.kernel.totals();
         let s = self.stats.snapshot();
         let reads = PATIENCE.report();
+        let tables = self.unwinding.report();
         let map = |pairs: Vec<(String, u64)>| {
             Value::Object(pairs.into_iter().map(|(k, v)| (k, v.into())).collect())
         };
@@ -360,6 +399,19 @@ impl Gauges {
             },
             "lost": map(self.lost().into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
             "unwind_errors": map(s.unresolved.iter().map(|(kind, reason, n)| (format!("{}.{reason}", kind_name(*kind)), *n)).collect()),
+            "unwind": {
+                "stacks": self.quality.all().json(),
+                "processes": tables.processes,
+                "tables": tables.usage.tables,
+                "rows": tables.usage.rows,
+                "rules": tables.usage.rules,
+                "bytes": tables.usage.bytes,
+                "built": tables.usage.built,
+                "build_ms": tables.usage.build_time.as_secs_f64() * 1e3,
+                "build_ms_longest": tables.usage.build_longest.as_secs_f64() * 1e3,
+                "evicted": tables.usage.evicted,
+                "looks": tables.counts.looks,
+            },
             "symbol_bytes": s.symbol_bytes,
             "stages": self.health.states().into_iter().collect::<BTreeMap<_, _>>(),
             "reads": {
@@ -390,7 +442,9 @@ impl Gauges {
                         info.native_stacks = Feature::missing(why.to_string());
                         info.interpreter_stacks = Feature::missing(why.to_string());
                     }
-                    json!(info)
+                    let mut about = json!(&info);
+                    about["unwind"] = self.quality.of(info.pid).json();
+                    about
                 })
                 .collect::<Vec<_>>()
         )

@@ -6,4 +6,5 @@
 
 pub mod head;
 pub mod memory;
+pub mod native;
 pub mod python;

@@ -134,6 +134,7 @@ fn resolve(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
     Ok(KernelOffsets {
         valid: 1,
         task_tgid: get("task_struct", &["tgid"], "task_struct.tgid")?,
+        task_stack: get("task_struct", &["stack"], "task_struct.stack")?,
         task_signal: get("task_struct", &["signal"], "task_struct.signal")?,
         task_fsbase: get("task_struct", &["thread", "fsbase"], "task_struct.thread.fsbase")?,
         signal_live: get("signal_struct", &["live"], "signal_struct.live")?,

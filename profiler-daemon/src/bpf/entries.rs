@@ -2,28 +2,14 @@
 //! entry, a thousand times as much.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::Map;
 
-/// `BPF_MAP_LOOKUP_BATCH` (5.6; include/uapi/linux/bpf.h).
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-/// Entries read at a time: a full `CONNECTIONS` takes 16 calls and 300 kB.
-const BATCH: usize = 4096;
+use super::batch::Lookup;
 
-/// The part of `union bpf_attr` that batches use.
-#[repr(C)]
-#[derive(Default)]
-struct Attr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
+/// Entries read at a time: a full `CONNECTIONS` takes 16 calls and 300 kB.
+const BATCH: u32 = 4096;
 
 /// A second handle on a hash map, only for counting.
 pub struct Entries {
@@ -42,26 +28,8 @@ impl Entries {
 
     /// Entries at this moment.
     pub fn count(&self) -> io::Result<u64> {
-        let (mut keys, mut values) = (vec![0u8; BATCH * self.key], vec![0u8; BATCH * self.value]);
-        let mut position = 0u64;
-        let mut attr = Attr {
-            out_batch: (&raw mut position) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            map_fd: self.fd.as_raw_fd() as u32,
-            ..Attr::default()
-        };
-        add_up(|| {
-            attr.count = BATCH as u32;
-            // SAFETY: every pointer is to a local that outlives the call; keys and values have room for `count`.
-            let failed = unsafe {
-                libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>())
-            };
-            let error = (failed != 0).then(io::Error::last_os_error);
-            // Where to go on is read before where to go on next is written.
-            attr.in_batch = attr.out_batch;
-            (attr.count, error)
-        })
+        let mut batches = Lookup::new(self.fd.as_fd(), self.key, self.value, BATCH);
+        add_up(|| batches.next())
     }
 }
 
@@ -81,19 +49,7 @@ fn add_up(mut read: impl FnMut() -> (u32, Option<io::Error>)) -> io::Result<u64>
 
 #[cfg(test)]
 mod tests {
-    use std::mem::offset_of;
-
     use super::*;
-
-    /// The places of the batch commands' fields in `union bpf_attr` (include/uapi/linux/bpf.h, 5.6).
-    #[test]
-    fn the_kernel_finds_what_it_looks_for() {
-        assert_eq!((offset_of!(Attr, in_batch), offset_of!(Attr, out_batch)), (0, 8));
-        assert_eq!((offset_of!(Attr, keys), offset_of!(Attr, values)), (16, 24));
-        assert_eq!((offset_of!(Attr, count), offset_of!(Attr, map_fd)), (32, 36));
-        assert_eq!((offset_of!(Attr, elem_flags), offset_of!(Attr, flags)), (40, 48));
-        assert_eq!(size_of::<Attr>(), 56);
-    }
 
     #[test]
     fn batches_are_added_up_to_the_last() {

@@ -10,7 +10,7 @@ use profiler_common::{KernelOffsets, Settings};
 
 use super::{
     ActiveValue, ConnectionValue, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring,
-    SettingsValue, TargetValue, btf,
+    SettingsValue, SpaceValue, TargetValue, UnwindMaps, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -71,6 +71,7 @@ pub struct Kernel {
     pub connection_entries: Option<Entries>,
     pub active_entries: Option<Entries>,
     pub stats: KernelStats,
+    pub unwind: UnwindMaps,
     /// The programs. Dropping it detaches everything.
     pub object: Ebpf,
     /// To be flushed now and then, when the kernel side logs.
@@ -116,6 +117,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         own_pid: std::process::id(),
         adopt_acceptors: u32::from(options.adopt_acceptors),
         has_task_pt_regs: u32::from(kernel_at_least(5, 15)),
+        reserved: 0,
         // A quarter is kept for boundary records: a lost sample costs one sample, a lost boundary a request.
         ring_reserve: u64::from(options.ring_bytes) / 4,
     });
@@ -170,7 +172,14 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     let connections = Connections::new(hash(connections, "CONNECTIONS")?);
     let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, object, logger })
+    let spaces = take(&mut object, "SPACES")?;
+    let unwind = UnwindMaps::new(
+        take(&mut object, "UNWIND_CHUNKS")?,
+        take(&mut object, "UNWIND_RULES")?,
+        take(&mut object, "MAPPINGS")?,
+        hash::<u32, SpaceValue>(spaces, "SPACES")?,
+    )?;
+    Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, unwind, object, logger })
 }
 
 fn load_program<P>(

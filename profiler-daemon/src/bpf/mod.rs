@@ -3,6 +3,7 @@
 //! In: the embedded object. Out: records from the ring, counters, and for each probe whether it works. All of the
 //! daemon's `bpf(2)` and `perf_event_open(2)` work is in this folder.
 
+mod batch;
 mod boundary;
 mod btf;
 pub(crate) mod connections;
@@ -13,6 +14,7 @@ mod ring;
 mod sampler;
 mod stats;
 pub mod sys;
+mod unwind;
 
 pub use boundary::BoundaryProbes;
 pub use connections::Connections;
@@ -22,10 +24,12 @@ pub use loss::Loss;
 pub use ring::Ring;
 pub use sampler::CpuSampler;
 pub use stats::{KernelStats, RunTimes, total};
+pub use unwind::UnwindMaps;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use profiler_common::unwind::{Block, Mapping, Rule, Space};
 use profiler_common::{Active, Connection, Settings, Target};
 use serde::Serialize;
 
@@ -47,6 +51,14 @@ pod! {
     ConnectionValue(Connection);
     /// A map value; see [`Active`].
     ActiveValue(Active);
+    /// A map value; see [`Block`].
+    BlockValue(Block);
+    /// A map value; see [`Rule`].
+    RuleValue(Rule);
+    /// A map value; see [`Mapping`].
+    MappingValue(Mapping);
+    /// A map value; see [`Space`].
+    SpaceValue(Space);
     /// A global; see [`Settings`].
     SettingsValue(Settings);
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TryRecvError, TrySendError};
-use profiler_common::{ConnId, RawFrame};
+use profiler_common::{ConnId, RawFrame, flags};
 
 use super::Stats;
 use crate::bpf::{Connections, Loss, Ring, sys};
@@ -17,12 +17,14 @@ use crate::health::Pulse;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::Targets;
 use crate::process::{manager, sockets};
+use crate::unwind::quality::Counted;
+use crate::unwind::{Quality, Unwinding};
 use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
 const POLL: Duration = Duration::from_millis(10);
-/// Records handled in one go, which is a batch: the largest are samples of 4.7 KB, so a batch is at most 900 kB, and all
-/// batches in flight are at most 16 MiB (see `BATCHES`).
+/// Records handled in one go, which is a batch: the largest are samples of 8.8 KB, so a batch is at most 1.7 MB, and all
+/// batches in flight are at most 27 MiB (see `BATCHES`).
 const DRAIN: usize = 192;
 /// How often a reader that waits for the finisher says that it lives.
 const SEND_BEAT: Duration = Duration::from_secs(1);
@@ -115,6 +117,10 @@ pub struct Reader {
     pub undecodable: u64,
     pub batch: Vec<Message>,
     pub pulse: Option<Pulse>,
+    /// Told of samples in code that is in no mapping known.
+    pub unwinding: Option<Unwinding>,
+    pub quality: Quality,
+    counted: Counted,
     /// Processes to be forgotten once what the ring holds of them is read.
     rejected: Vec<u32>,
     audit: Audit,
@@ -155,6 +161,9 @@ impl Reader {
             untold: 0,
             made_up: 0,
             pulse: None,
+            unwinding: None,
+            quality: Quality::default(),
+            counted: Counted::default(),
         }
     }
 
@@ -205,6 +214,14 @@ impl Reader {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(bytes);
         }
+        if let decode::Event::Sample(event) = &event {
+            self.counted.count(&event.sample);
+            if let Some(unwinding) = &self.unwinding
+                && event.sample.header.flags & flags::UNKNOWN_CODE != 0
+            {
+                unwinding.unknown(event.sample.header.pid);
+            }
+        }
         let mut route = route!(self);
         self.engine.event(&event, &mut |output| route.output(output));
     }
@@ -220,6 +237,7 @@ impl Reader {
         {
             self.made_up = self.untold;
         }
+        self.quality.take(&mut self.counted, |pid| self.targets.is_live(pid));
         let (undecodable, untold) = (self.undecodable, self.untold);
         self.stats.update(|s| {
             s.correlate = counters;

@@ -121,14 +121,7 @@ impl ElfFile {
 
     /// What to add to a virtual address of this file to get the address in a process that maps it like this.
     pub fn bias(&self, mapping: &Mapping) -> Option<u64> {
-        // The kernel and the loader map whole pages, so a mapping may start before its segment does.
-        let holds = |l: &&Load| {
-            let end = l.offset.saturating_add(l.file_size);
-            mapping.offset >= l.offset & !(PAGE - 1) && mapping.offset < end
-        };
-        let load = self.loads.iter().filter(holds).max_by_key(|l| l.executable == mapping.executable)?;
-        let vaddr = load.vaddr.wrapping_sub(load.offset).wrapping_add(mapping.offset);
-        Some(mapping.start.wrapping_sub(vaddr))
+        bias(&self.loads, mapping)
     }
 
     /// Reads bytes at a virtual address, as the file has them.
@@ -182,6 +175,18 @@ impl ElfFile {
         (begin == start && vaddr < end).then_some(start..end)
     }
 
+    /// Where a section lies: its address and its bytes in the file. `None` where the file has no such section, or its
+    /// table of sections is missing or damaged.
+    pub fn section(&self, name: &[u8]) -> Option<(u64, Range<u64>)> {
+        let reader = Reader::new(&self.file, self.id.size);
+        find_section(&reader, name).ok().flatten()
+    }
+
+    /// Virtual address and size of the index of the unwind tables (`.eh_frame_hdr`), by the program headers.
+    pub fn unwind_header(&self) -> Option<(u64, u64)> {
+        self.unwind
+    }
+
     /// Whether it names another file that its debug information, or a part of it, is in. What is too damaged to say
     /// so does not say that it does not.
     pub fn names_another(&self) -> bool {
@@ -195,6 +200,18 @@ impl ElfFile {
         let reader = Reader::new(&self.file, self.id.size);
         compressed_total(&reader).is_ok_and(|total| total <= max)
     }
+}
+
+/// [`ElfFile::bias`], of a file of which only the segments are left.
+pub fn bias(loads: &[Load], mapping: &Mapping) -> Option<u64> {
+    // The kernel and the loader map whole pages, so a mapping may start before its segment does.
+    let holds = |l: &&Load| {
+        let end = l.offset.saturating_add(l.file_size);
+        mapping.offset >= l.offset & !(PAGE - 1) && mapping.offset < end
+    };
+    let load = loads.iter().filter(holds).max_by_key(|l| l.executable == mapping.executable)?;
+    let vaddr = load.vaddr.wrapping_sub(load.offset).wrapping_add(mapping.offset);
+    Some(mapping.start.wrapping_sub(vaddr))
 }
 
 struct Headers {
@@ -277,6 +294,18 @@ fn has_section(reader: &Reader<'_>, names: &[&[u8]]) -> object::read::Result<boo
         }
     }
     Ok(false)
+}
+
+fn find_section(reader: &Reader<'_>, name: &[u8]) -> object::read::Result<Option<(u64, Range<u64>)>> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let sections = header.sections(LE, reader)?;
+    for section in sections.iter() {
+        if sections.section_name(LE, section)? == name {
+            let place = section.file_range(LE).map(|(offset, size)| offset..offset.saturating_add(size));
+            return Ok(place.map(|place| (section.sh_addr(LE), place)));
+        }
+    }
+    Ok(None)
 }
 
 fn compressed_total(reader: &Reader<'_>) -> object::read::Result<u64> {

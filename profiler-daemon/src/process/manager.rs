@@ -29,6 +29,7 @@ use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 use crate::health::Pulse;
 use crate::pipeline;
+use crate::unwind::Unwinding;
 
 /// What the manager is told.
 pub enum Message {
@@ -60,6 +61,9 @@ const FULL_SCAN: u32 = 6;
 /// CPUs, and processes that died unseen.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
+/// How long sampling waits for the tables of what is selected at the start; those of a service take 50 ms.
+const TABLES: Duration = Duration::from_secs(2);
+
 /// See the module.
 pub struct Manager {
     pub object: Ebpf,
@@ -74,6 +78,8 @@ pub struct Manager {
     /// Told to the correlator: a process found dead, or not selected.
     pub tell_reader: Box<dyn Fn(pipeline::Control) + Send>,
     pub pulse: Option<Pulse>,
+    /// Makes unwind tables of what the targets map.
+    pub unwinding: Option<Unwinding>,
     /// Looked at with their children, whatever else the selection says.
     included: Named,
     /// The selection's.
@@ -110,6 +116,7 @@ impl Manager {
             tell,
             tell_reader,
             pulse: None,
+            unwinding: None,
             included: Named::default(),
             pending: Pending::default(),
             scanned: HashMap::new(),
@@ -123,6 +130,7 @@ impl Manager {
     pub fn start(&mut self) {
         self.attach_host_libc();
         self.scan();
+        self.settle();
         self.sampler.follow(&mut self.object, &self.probes);
     }
 
@@ -180,6 +188,7 @@ impl Manager {
             Message::Process(ProcessEvent::Exited { pid }) => {
                 self.pending.remove(pid);
                 self.roster.targets.ended(pid);
+                self.forget_code(pid);
             }
             Message::Process(ProcessEvent::MayHaveExited { pid }) => {
                 if identity::key(pid).is_err() {
@@ -203,6 +212,7 @@ impl Manager {
             Message::Include { pid, done } => {
                 if self.included.add(pid) {
                     self.consider(pid, false);
+                    self.settle();
                 }
                 // Whoever asked may have gone; that is its business.
                 let _ = done.send(());
@@ -286,8 +296,23 @@ impl Manager {
 
     fn dead(&mut self, pid: u32) {
         self.roster.bury(pid);
+        self.forget_code(pid);
         self.pending.remove(pid);
         (self.tell_reader)(pipeline::Control::ProcessGone(pid));
+    }
+
+    /// Waits for the tables of what was found to be a target.
+    fn settle(&self) {
+        if let Some(unwinding) = &self.unwinding {
+            unwinding.settle(TABLES);
+        }
+    }
+
+    /// What the process maps is no more, or another program's.
+    fn forget_code(&self, pid: u32) {
+        if let Some(unwinding) = &self.unwinding {
+            unwinding.ended(pid);
+        }
     }
 
     fn fork(&mut self, parent: u32, child: u32) {
@@ -307,6 +332,9 @@ impl Manager {
         self.boundary.inherit(parent, child);
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
         self.roster.enter(info);
+        if let Some(unwinding) = &self.unwinding {
+            unwinding.forked(parent, child);
+        }
         if !ready {
             self.pending.begin(key, Instant::now());
         }
@@ -316,6 +344,7 @@ impl Manager {
         if self.roster.targets.is_live(pid) {
             self.roster.targets.ended(pid);
         }
+        self.forget_code(pid);
         if let Ok(key) = identity::key(pid) {
             self.pending.begin(key, Instant::now());
         }
@@ -401,13 +430,16 @@ impl Manager {
         let Found { target, runtime, interpreter_stacks, settled } = runtime::examine(pid, &maps);
         let settled = settled && boundary.works;
         let native_stacks =
-            Feature::works("frame pointers; code built without them shows its innermost function only");
+            Feature::works("unwind tables (.eh_frame); frame pointers where code has none");
         if let Err(error) = self.roster.follow(pid, target) {
             self.probes.set(
                 "targets",
                 ProbeState::Failed { reason: format!("process {pid} was not added: {error}") },
             );
             return true;
+        }
+        if let Some(unwinding) = &self.unwinding {
+            unwinding.follow(pid);
         }
         if boundary.works && !self.roster.targets.is_live(pid) {
             self.join_connections(pid);

@@ -30,7 +30,7 @@ mod text;
 
 use std::sync::Arc;
 
-use profiler_common::{FRAME_NATIVE_CALLER, FRAME_PYTHON, RawFrame};
+use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_RETURN, FRAME_PYTHON, RawFrame};
 use rustc_hash::FxHashMap;
 
 pub use reason::Reason;
@@ -206,7 +206,8 @@ fn walk(names: &mut Names, process: &mut Process, user: &[RawFrame], shared: usi
     let python = user.iter().any(|raw| raw.kind() == FRAME_PYTHON);
     let mut cutting = false;
     for raw in &user[..user.len() - shared] {
-        if cutting && raw.kind() == FRAME_NATIVE_CALLER {
+        // What follows from a wrong guess is wrong too, whatever found it.
+        if cutting && matches!(raw.kind(), FRAME_NATIVE_CALLER | FRAME_NATIVE_RETURN) {
             steps.push(Step { shown: None, fault: Some(Fault::Followed) });
             continue;
         }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame};
+use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, FRAME_PYTHON, RawFrame};
 use rustc_hash::FxHashMap;
 
 use super::generations::Generations;
@@ -142,10 +142,11 @@ impl Names {
 
     fn native_frame(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
         // A call may be the last instruction of its function, so what is looked up is the call itself.
-        let caller = raw.kind() == FRAME_NATIVE_CALLER;
+        let guess = raw.kind() == FRAME_NATIVE_CALLER;
+        let caller = guess || raw.kind() == FRAME_NATIVE_RETURN;
         let address = raw.address.wrapping_sub(caller.into());
-        let Some(mapping) = process.mapping(address, caller).filter(|m| m.executable) else {
-            return if caller {
+        let Some(mapping) = process.mapping(address, guess).filter(|m| m.executable) else {
+            return if guess {
                 self.unmapped.clone()
             } else {
                 Rc::new(self.unresolved(FrameKind::Native, "[unmapped]", "", Reason::Unmapped))
@@ -161,7 +162,7 @@ impl Names {
         let module = match module {
             Ok(module) => module,
             Err(reason) => {
-                if caller && !process.called_from(raw.address) {
+                if guess && !process.called_from(raw.address) {
                     return self.no_call_site.clone();
                 }
                 let name = mapping.file_name();
@@ -175,7 +176,7 @@ impl Names {
             return Rc::new(self.unresolved(FrameKind::Native, &place, &module.name, Reason::Damaged));
         };
         let vaddr = address.wrapping_sub(bias);
-        if caller && !call_site(&module.elf, vaddr.wrapping_add(1)) {
+        if guess && !call_site(&module.elf, vaddr.wrapping_add(1)) {
             return self.no_call_site.clone();
         }
         let resolved = match self.native.resolve(&module, vaddr, &mut self.interner) {
@@ -230,7 +231,7 @@ impl Names {
 pub(super) fn kind_of(raw: &RawFrame) -> FrameKind {
     match raw.kind() {
         FRAME_PYTHON => FrameKind::Python,
-        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER => FrameKind::Native,
+        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER | FRAME_NATIVE_RETURN => FrameKind::Native,
         // Kinds of a later kernel side are looked up as native code, which at worst names nothing.
         _ => FrameKind::Native,
     }

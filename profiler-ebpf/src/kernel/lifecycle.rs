@@ -11,7 +11,7 @@ use aya_log_ebpf::debug;
 use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
 
 use super::{
-    maps::{ACTIVE, EVENTS, QUIET, TARGETS, count, settings},
+    maps::{ACTIVE, EVENTS, QUIET, SPACES, TARGETS, count, settings},
     task::{header, ids, now, read_kernel, task},
 };
 
@@ -46,6 +46,11 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
     if TARGETS.insert(pid, target, 0).is_err() {
         count(Stat::TargetsFull);
     }
+    // What it maps is what its parent maps. Without room it is looked at as a new process is.
+    // SAFETY: a lookup; the value is copied at once.
+    if let Some(space) = (unsafe { SPACES.get(ids.pid) }).copied() {
+        let _ = SPACES.insert(pid, space, 0);
+    }
     debug!(ctx, "process {} forked {}", ids.pid, pid);
     emit(Fork { header: header(Kind::Fork, ids, now()), child: pid, reserved: 0 });
     0
@@ -59,6 +64,7 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
         // What was known of the interpreter is gone with the old image.
         // SAFETY: the pointer is to a live map value.
         unsafe { (*target).flags &= !target_flags::PYTHON };
+        let _ = SPACES.remove(ids.pid);
     }
     // The thread that called exec takes over the id of the process's first thread.
     // SAFETY: the arguments of this tracepoint are a task, a thread id and a pointer.
@@ -90,6 +96,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     };
     if live == 0 {
         let _ = TARGETS.remove(ids.pid);
+        let _ = SPACES.remove(ids.pid);
     }
     debug!(ctx, "thread {} of process {} ended, {} left", ids.tid, ids.pid, live);
     emit(Exit { header: header(Kind::Exit, ids, now()), live, reserved: 0 });

@@ -1,8 +1,12 @@
 //! Every map and every load-time constant, with why it has this type and this size.
 
 use aya_ebpf::{
-    macros::map,
-    maps::{HashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+};
+use profiler_common::unwind::{
+    Block, CHUNK_BLOCKS, CHUNKS_MAX, MAPPINGS_MAX, Mapping, RULES_MAX, Rule, Space,
 };
 use profiler_common::{ABI_VERSION, Active, Connection, STAT_COUNT, Settings, Stat, Target};
 
@@ -40,6 +44,26 @@ pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STAT_COUNT, 0
 #[map]
 pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
+/// Blocks of unwind tables, a megabyte in each inner map, which the daemon makes when it needs one. Arrays, because a
+/// look-up in one is compiled into the program; of one size, because otherwise it is not.
+#[btf_map]
+pub static UNWIND_CHUNKS: btf_maps::ArrayOfMaps<
+    btf_maps::Array<Block, { CHUNK_BLOCKS as usize }>,
+    { CHUNKS_MAX as usize },
+> = btf_maps::ArrayOfMaps::new();
+
+/// The rules that rows of those tables name: 256 KiB.
+#[map]
+pub static UNWIND_RULES: Array<Rule> = Array::with_max_entries(RULES_MAX, 0);
+
+/// Executable memory of the targets, each one's in a row: 2 MiB.
+#[map]
+pub static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAPPINGS_MAX, 0);
+
+/// Which of `MAPPINGS` are a target's, by pid. Apart from `TARGETS`, because another thread of the daemon writes it.
+#[map]
+pub static SPACES: HashMap<u32, Space> = HashMap::with_max_entries(16_384, 0);
+
 /// The sampler's continuation programs.
 #[map]
 pub static SAMPLE_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
@@ -60,6 +84,7 @@ pub static SETTINGS: Settings = Settings {
     kernel: profiler_common::KernelOffsets {
         valid: 0,
         task_tgid: 0,
+        task_stack: 0,
         task_signal: 0,
         task_fsbase: 0,
         signal_live: 0,
@@ -75,6 +100,7 @@ pub static SETTINGS: Settings = Settings {
     own_pid: 0,
     adopt_acceptors: 0,
     has_task_pt_regs: 0,
+    reserved: 0,
     ring_reserve: 0,
 };
 

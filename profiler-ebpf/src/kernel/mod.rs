@@ -4,6 +4,7 @@ pub mod boundary;
 mod connection;
 pub mod lifecycle;
 pub mod maps;
+pub mod native;
 pub mod piece;
 pub mod sampler;
 pub mod task;

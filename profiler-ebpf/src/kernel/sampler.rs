@@ -8,27 +8,35 @@
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::pt_regs,
     helpers::{bpf_get_current_task_btf, bpf_get_stack, bpf_task_pt_regs},
     programs::PerfEventContext,
 };
 use profiler_common::{
-    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample, Stat, Target,
-    USER_FRAMES_MAX, flags, target_flags,
+    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample, Stat,
+    Target, USER_FRAMES_MAX, flags, target_flags, unwind::{Space, end},
 };
 use profiler_ebpf::{
-    memory::Memory,
+    native::Walker,
     python::{self, Scratch},
 };
 
 use super::{
-    maps::{ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings},
-    task::{Current, UserRegs, header, ids, now, read_kernel, task},
+    maps::{ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings},
+    native,
+    task::{Current, header, ids, now, read_kernel, task},
 };
 
-/// Frames walked by one program of the chain: small enough for the oldest verifier, and 32 links reach the limit.
-const FRAMES_PER_STEP: usize = 16;
-/// A frame pointer further than this above the stack pointer is not one: the default thread stack is 8 MiB.
-const STACK_SPAN: u64 = 8 << 20;
+/// Frames walked by one program of the chain: small enough for the oldest verifier.
+const FRAMES_PER_STEP: usize = 20;
+/// Programs of the chain, which the kernel limits to 32 or 33 with the first and the last: enough for all frames.
+const STEPS_MAX: u32 = 28;
+const _: () = assert!(FRAMES_PER_STEP * STEPS_MAX as usize > USER_FRAMES_MAX + USER_FRAMES_MAX / 16);
+/// Of a thread's stack in the kernel (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h); its end holds the registers
+/// that the thread had in user space. Kernels from 6.9 on may keep room behind them, but these have a helper.
+const KERNEL_STACK: u32 = 16 << 10;
+/// Of a process whose mappings are not known (yet).
+const NO_SPACE: Space = Space { first: 0, count: 0, generation: 0, reserved: 0 };
 
 /// Native frames are being walked.
 const NATIVE: u32 = 0;
@@ -47,15 +55,13 @@ pub struct Walk {
     kernel: [u64; KERNEL_FRAMES_MAX],
     scratch: Scratch,
     target: Target,
-    pc: u64,
-    sp: u64,
-    fp: u64,
+    pub native: Walker,
     /// The Python frame to be emitted next, 0 = none.
     python: u64,
     mode: u32,
-    leaf: u32,
     count: u32,
     steps: u32,
+    reserved: u32,
 }
 
 const RECORD_MAX: u64 =
@@ -98,25 +104,29 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.target = *target;
     walk.count = 0;
     walk.steps = 0;
-    walk.leaf = 1;
+    walk.sample.end = end::NO_REGISTERS;
+    walk.native.unknown = 0;
     walk.python = 0;
     walk.scratch.forget();
     // SAFETY: the context of a perf-event program is bpf_perf_event_data.
     let (regs, period) = unsafe { (&(*ctx.ctx).regs, (*ctx.ctx).sample_period) };
     walk.sample.weight = period;
-    let user = if regs.cs & 3 == 3 {
-        Some(UserRegs::of(regs))
+    // SAFETY: a lookup; the value is copied at once.
+    let space = (unsafe { SPACES.get(ids.pid) }).copied().unwrap_or(NO_SPACE);
+    let known = if regs.cs & 3 == 3 {
+        native::begin(&mut walk.native, regs, space);
+        true
     } else {
         head.flags |= flags::IN_KERNEL;
-        interrupted_user_regs(set.has_task_pt_regs)
-    };
-    walk.mode = match user {
-        Some(user) => {
-            (walk.pc, walk.sp, walk.fp) = (user.pc, user.sp, user.fp);
-            NATIVE
+        match interrupted_user_regs(set.has_task_pt_regs, set.kernel.task_stack) {
+            Some(regs) => {
+                native::begin(&mut walk.native, &regs, space);
+                true
+            }
+            None => false,
         }
-        None => PYTHON_REST,
     };
+    walk.mode = if known { NATIVE } else { PYTHON_REST };
     if target.flags & target_flags::PYTHON != 0 && set.kernel.valid != 0 {
         match read_kernel::<u64>(task(), set.kernel.task_fsbase)
             .and_then(|base| python::current_frame(&Current, &walk.target, base))
@@ -152,15 +162,19 @@ fn give_back(walk: &Walk) {
 
 /// The user registers of a task that is in the kernel.
 #[inline(always)]
-fn interrupted_user_regs(has_helper: u32) -> Option<UserRegs> {
-    if has_helper == 0 {
+fn interrupted_user_regs(has_helper: u32, task_stack: u32) -> Option<pt_regs> {
+    let at = if has_helper != 0 {
+        // SAFETY: the helper takes the current task as it is; its result is read through a checked read.
+        unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
+    } else if task_stack != 0 {
+        let stack: u64 = read_kernel(task(), task_stack).ok()?;
+        stack + u64::from(KERNEL_STACK) - size_of::<pt_regs>() as u64
+    } else {
         return None;
-    }
-    // SAFETY: the helper takes the current task as it is; its result is read through a checked read.
-    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
-    let regs: aya_ebpf::bindings::pt_regs = read_kernel(regs, 0).ok()?;
+    };
+    let regs: pt_regs = read_kernel(at, 0).ok()?;
     // A kernel thread, or a task that entered from nowhere.
-    if regs.cs & 3 != 3 { None } else { Some(UserRegs::of(&regs)) }
+    if regs.cs & 3 != 3 { None } else { Some(regs) }
 }
 
 /// Walks some frames further, then goes on to itself or to the end.
@@ -187,9 +201,10 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
 #[inline(always)]
 fn push(walk: &mut Walk, frame: RawFrame) {
     let at = walk.count as usize;
-    // One slot short of the limit, and few enough steps for the chain of tail calls to reach its end.
-    if at >= USER_FRAMES_MAX - 1 || walk.steps > 28 {
+    // Few enough steps for the chain of tail calls to reach its end.
+    if at >= USER_FRAMES_MAX || walk.steps > STEPS_MAX {
         walk.sample.header.flags |= flags::TRUNCATED;
+        walk.sample.end = end::TRUNCATED;
         walk.mode = DONE;
         return;
     }
@@ -201,15 +216,21 @@ fn push(walk: &mut Walk, frame: RawFrame) {
 #[inline(always)]
 fn step(walk: &mut Walk) {
     if walk.mode == NATIVE {
-        let (pc, target) = (walk.pc, &walk.target);
+        let (pc, target) = (walk.native.pc, &walk.target);
         let hot = pc >= target.loop_start && pc < target.loop_end;
         let cold = pc >= target.cold_start && pc < target.cold_end;
         let in_loop = walk.python != 0 && (hot || cold);
         if in_loop {
             walk.mode = PYTHON_SEGMENT;
         } else {
-            let kind = if walk.leaf != 0 { FRAME_NATIVE_LEAF } else { FRAME_NATIVE_CALLER };
-            push(walk, RawFrame::new(kind, walk.pc, 0, 0));
+            let kind = if walk.native.exact != 0 {
+                FRAME_NATIVE_LEAF
+            } else if walk.native.guessed != 0 {
+                FRAME_NATIVE_CALLER
+            } else {
+                FRAME_NATIVE_RETURN
+            };
+            push(walk, RawFrame::new(kind, pc, 0, 0));
             if walk.mode != DONE {
                 native_caller(walk);
             }
@@ -219,21 +240,18 @@ fn step(walk: &mut Walk) {
     }
 }
 
-/// Moves to the caller by frame pointer, or ends the native chain.
+/// Moves to the caller, or ends the native chain.
 #[inline(always)]
 fn native_caller(walk: &mut Walk) {
-    walk.leaf = 0;
-    let fp = walk.fp;
-    if fp & 7 == 0
-        && fp > walk.sp
-        && fp - walk.sp < STACK_SPAN
-        && let Ok((next, ret)) = Current.pair(fp)
-        && ret != 0
-    {
-        (walk.pc, walk.sp, walk.fp) = (ret, fp + 8, next);
+    let found = native::native_caller();
+    if found == native::FOUND {
+        if walk.native.guessed != 0 {
+            walk.sample.header.flags |= flags::GUESSED;
+        }
         walk.mode = NATIVE;
         return;
     }
+    walk.sample.end = found as u8;
     walk.mode = if walk.python != 0 { PYTHON_REST } else { DONE };
 }
 
@@ -269,7 +287,10 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
     // SAFETY: this CPU's scratch, and the sampler does not interrupt itself; the masked count keeps every offset
     // inside `Walk`.
     unsafe {
-        let users = u64::from((*walk).count) & (USER_FRAMES_MAX as u64 - 1);
+        let users = u64::from((*walk).count) & (USER_FRAMES_MAX as u64 * 2 - 1);
+        if users > USER_FRAMES_MAX as u64 {
+            return 0;
+        }
         let mut length = frames_end(users);
         let mut kernels = 0u64;
         if (*walk).sample.header.flags & flags::IN_KERNEL != 0 {
@@ -285,7 +306,10 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
         length += kernels * 8;
         (*walk).sample.user_count = users as u16;
         (*walk).sample.kernel_count = kernels as u16;
-        (*walk).sample.cpu = aya_ebpf::helpers::bpf_get_smp_processor_id();
+        (*walk).sample.cpu = aya_ebpf::helpers::bpf_get_smp_processor_id() as u16;
+        if (*walk).native.unknown != 0 {
+            (*walk).sample.header.flags |= flags::UNKNOWN_CODE;
+        }
         if (*walk).sample.header.flags & flags::TRUNCATED != 0 {
             count(Stat::StackTruncated);
         }

@@ -1,7 +1,6 @@
 //! The current task: identity, registers, memory.
 
 use aya_ebpf::{
-    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
         generated::bpf_probe_read_user,
@@ -107,21 +106,6 @@ pub fn opened(fd: u32) -> Option<Opened> {
     let number = read_kernel(inode, at.inode_number).ok()?;
     let mode: u16 = read_kernel(inode, at.inode_mode).ok()?;
     Some(Opened { inode, number, socket: mode & FORMAT == SOCKET })
-}
-
-/// The registers of interest for a walk.
-#[derive(Clone, Copy)]
-pub struct UserRegs {
-    pub pc: u64,
-    pub sp: u64,
-    pub fp: u64,
-}
-
-impl UserRegs {
-    #[inline(always)]
-    pub fn of(regs: &pt_regs) -> Self {
-        Self { pc: regs.rip, sp: regs.rsp, fp: regs.rbp }
-    }
 }
 
 /// The current process's memory.

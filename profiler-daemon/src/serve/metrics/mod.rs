@@ -56,6 +56,7 @@ pub struct Metrics {
     unattributed: Mirror,
     lost: Mirror,
     unwind_errors: Mirror,
+    stacks: Mirror,
     map_entries: IntGaugeVec,
     map_capacity: IntGaugeVec,
     store_bytes: Gauge,
@@ -97,6 +98,11 @@ impl Metrics {
                 "Frames that could not be read or named, by kind and reason.",
                 &["kind", "reason"],
             )?,
+            stacks: Mirror::new(
+                "reqprof_stacks_total",
+                "CPU samples by how the walk of their native frames ended.",
+                &["result"],
+            )?,
             map_entries: gauges("reqprof_map_entries", "Entries in a BPF map.")?,
             map_capacity: gauges("reqprof_map_capacity", "Entries that a BPF map has room for.")?,
             store_bytes: Gauge::new("reqprof_store_bytes", "Bytes of the store on disk.")?,
@@ -135,7 +141,7 @@ impl Metrics {
             .const_label("version", env!("CARGO_PKG_VERSION"));
         let build = Gauge::with_opts(build)?;
         build.set(1.0);
-        let all: [Box<dyn Collector>; 16] = [
+        let all: [Box<dyn Collector>; 17] = [
             Box::new(self.durations.clone()),
             Box::new(self.requests.clone()),
             Box::new(self.routes_overflow.clone()),
@@ -143,6 +149,7 @@ impl Metrics {
             Box::new(self.unattributed.clone()),
             Box::new(self.lost.clone()),
             Box::new(self.unwind_errors.clone()),
+            Box::new(self.stacks.clone()),
             Box::new(self.map_entries.clone()),
             Box::new(self.map_capacity.clone()),
             Box::new(self.store_bytes.clone()),
@@ -179,6 +186,10 @@ impl Metrics {
 
     pub fn set_unwind_errors(&self, kind: &str, reason: &str, total: u64) {
         self.unwind_errors.set(&[kind, reason], float(total));
+    }
+
+    pub fn set_stacks(&self, result: &str, total: u64) {
+        self.stacks.set(&[result], float(total));
     }
 
     /// `map` is the name of one of our own maps, so there are few.

@@ -1,0 +1,150 @@
+//! Tables are shared by contents, make room for each other, and processes that forked share their mappings.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use profiler_common::unwind::{Mapping, RULE_NONE, RULE_STOP, Space, mapping_mark};
+use profiler_ebpf::native::rule_number;
+
+use super::kept::Kept;
+use crate::process::elf::FileId;
+use crate::process::maps::Maps;
+use crate::unwind::cache::{Cache, NoTable, Place, Read};
+use crate::unwind::spaces::Spaces;
+
+fn libc() -> File {
+    let maps = Maps::read(std::process::id()).expect("our own map");
+    let mapping = maps.iter().find(|m| m.is_glibc()).expect("a C library");
+    File::open(&mapping.path).expect("the C library")
+}
+
+fn id(inode: u64) -> FileId {
+    FileId { dev: 1, inode, size: 3, mtime: 4 }
+}
+
+/// Whether a place leads to the rules of some function of this program.
+fn leads_to(kept: &Kept, place: Place, address: u64) -> bool {
+    let mapping = Mapping { base: place.base, root: place.root, mark: mapping_mark(place.levels, 0), ..Mapping::default() };
+    let number = rule_number(kept, &mapping, address);
+    number != RULE_NONE && number != RULE_STOP
+}
+
+#[test]
+fn equal_files_share_a_table() {
+    let mut kept = Kept::default();
+    let mut sink = &mut kept;
+    let mut cache = Cache::default();
+    let first = cache.add(id(1), Read::of(libc()).expect("readable"), &mut sink);
+    let usage = cache.usage();
+    let second = cache.add(id(2), Read::of(libc()).expect("readable"), &mut sink);
+    assert_eq!((first.table, usage), (second.table, cache.usage()));
+    assert_eq!((usage.tables, usage.built), (1, 1));
+    assert!(usage.bytes > usage.rows * 4 && usage.bytes < usage.rows * 5, "{usage:?}");
+    assert_eq!(cache.known(id(2)).map(|known| known.table), Some(second.table));
+    assert!(cache.known(id(3)).is_none());
+    let none = cache.refuse(id(3), NoTable::Damaged);
+    assert_eq!(cache.known(id(3)).map(|known| known.table), Some(none.table));
+}
+
+#[test]
+fn what_is_not_used_makes_room_and_what_is_used_does_not() {
+    let mut kept = Kept::default();
+    let mut sink = &mut kept;
+    let blocks = {
+        let mut cache = Cache::default();
+        cache.add(id(1), Read::of(libc()).expect("readable"), &mut sink);
+        cache.usage().bytes / 512
+    };
+    // Room for the C library's, and not for the loader's besides.
+    let mut cache = Cache::with_room(blocks as u32 + 1);
+    let library = cache.add(id(1), Read::of(libc()).expect("readable"), &mut sink).table.expect("room");
+    let place = cache.take(library).expect("it is there");
+    let loader = || File::open("/lib64/ld-linux-x86-64.so.2").expect("the loader");
+    let mut add = |cache: &mut Cache| cache.add(id(2), Read::of(loader()).expect("readable"), &mut sink).table;
+    assert_eq!(add(&mut cache), Err(NoTable::Full));
+    assert!(cache.known(id(2)).is_none(), "room may be found another time");
+    assert_eq!(cache.take(library), Some(place), "it is used");
+
+    cache.give_back(library);
+    cache.give_back(library);
+    let began = Instant::now();
+    let found = loop {
+        match add(&mut cache) {
+            Ok(found) => break found,
+            Err(reason) => assert_eq!(reason, NoTable::Full),
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "no room");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(cache.known(id(1)).is_none(), "it was evicted");
+    assert_eq!(cache.usage().evicted, 1);
+    let place = cache.take(found).expect("it is there");
+    // Its numbers are those that the other had.
+    let elf = crate::process::elf::ElfFile::parse(loader()).expect("an ELF file");
+    let symbols = elf.symbols(&["_dl_catch_exception", "__tls_get_addr"]).expect("symbols");
+    assert!(!symbols.is_empty());
+    for symbol in symbols.values() {
+        assert!(leads_to(&kept, place, symbol.value));
+    }
+}
+
+#[test]
+fn a_process_has_all_its_code_and_a_forked_one_the_same() {
+    let own = std::process::id();
+    let mut kept = Kept::default();
+    let mut spaces = Spaces::new(&mut kept);
+    spaces.follow(own);
+    let looks = spaces.counts.looks;
+    // SAFETY: the child calls nothing but what is safe after a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: no memory is involved.
+            unsafe { libc::pause() };
+        }
+    }
+    let child = u32::try_from(child).expect("a child");
+    spaces.forked(own, child);
+    assert_eq!((spaces.counts.looks, spaces.processes()), (looks, 2), "{:?}", spaces.counts);
+    assert_eq!(spaces.counts.without.get(&NoTable::Damaged), None);
+    spaces.ended(own);
+    // SAFETY: no memory is involved; the child is ours, and waited for.
+    unsafe {
+        libc::kill(child as i32, libc::SIGKILL);
+        libc::waitpid(child as i32, std::ptr::null_mut(), 0);
+    }
+    let used = spaces.cache.usage();
+    assert!(used.tables >= 3, "ourselves, the C library, the vDSO: {used:?}");
+    drop(spaces);
+
+    let Space { first, count, .. } = kept.spaces[&child];
+    assert!(!kept.spaces.contains_key(&own));
+    let mappings = &kept.mappings[first as usize..(first + count) as usize];
+    assert!(mappings.windows(2).all(|pair| pair[0].end <= pair[1].start));
+    let here = a_process_has_all_its_code_and_a_forked_one_the_same as *const () as u64;
+    let code = mappings.iter().find(|m| m.start <= here && here < m.end).expect("our own code");
+    assert!(code.levels() > 0);
+    assert_ne!(rule_number(&kept, code, here), RULE_NONE);
+    // The vDSO's code is known too.
+    let maps = Maps::read(own).expect("our own map");
+    let vdso = maps.iter().find(|m| m.path.as_os_str() == "[vdso]").expect("a vDSO");
+    let vdso = mappings.iter().find(|m| m.start == vdso.start).expect("in the list");
+    assert!(vdso.levels() > 0);
+}
+
+#[test]
+fn who_is_gone_is_forgotten() {
+    let mut kept = Kept::default();
+    let mut spaces = Spaces::new(&mut kept);
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+    spaces.follow(child.id());
+    assert_eq!(spaces.processes(), 1);
+    child.kill().expect("ours");
+    child.wait().expect("ours");
+    spaces.tidy();
+    assert_eq!(spaces.processes(), 0);
+    spaces.unknown(child.id());
+    assert_eq!(spaces.processes(), 0);
+    drop(spaces);
+    assert!(kept.spaces.is_empty());
+}
