@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Stats;
-use crate::export::ProfileDir;
+use crate::export::{ExportError, ProfileDir};
 use crate::health;
 use crate::profile::Profile;
 use crate::record::RequestRecord;
@@ -21,11 +21,17 @@ const QUEUE_BYTES: usize = 64 << 20;
 /// How long the last files may take.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+type Entry = (RequestRecord, Arc<Profile>);
+
 /// Writes files; cheap to clone.
 #[derive(Clone)]
 pub struct FileExporter {
-    queue: Sender<(RequestRecord, Arc<Profile>)>,
-    /// Of what is queued, and of what is being written.
+    queue: Sender<Entry>,
+    /// The writer's end of the queue, for what it leaves there.
+    queued: Receiver<Entry>,
+    /// Requests that are queued or being written.
+    waiting: Arc<AtomicUsize>,
+    /// Memory of their profiles.
     bytes: Arc<AtomicUsize>,
     max_bytes: usize,
     stats: Stats,
@@ -34,21 +40,26 @@ pub struct FileExporter {
 
 impl FileExporter {
     pub fn start(directory: ProfileDir, stats: Stats) -> std::io::Result<Self> {
-        Self::with_room(directory, stats, QUEUE_BYTES)
+        Self::with_room(move |record, profile| directory.write(record, profile).map(drop), stats, QUEUE_BYTES)
     }
 
-    fn with_room(directory: ProfileDir, stats: Stats, max_bytes: usize) -> std::io::Result<Self> {
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let queued = Arc::clone(&bytes);
-        let (queue, incoming) = bounded::<(RequestRecord, Arc<Profile>)>(QUEUE);
-        let counts = stats.clone();
+    fn with_room(
+        write: impl Fn(&RequestRecord, &Profile) -> Result<(), ExportError> + Send + 'static,
+        stats: Stats,
+        max_bytes: usize,
+    ) -> std::io::Result<Self> {
+        let (bytes, waiting) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (queue, queued) = bounded::<Entry>(QUEUE);
+        let (incoming, counts) = (queued.clone(), stats.clone());
+        let (its_bytes, its_waiting) = (bytes.clone(), waiting.clone());
         let thread = std::thread::Builder::new().name("files".into()).spawn(move || {
             let mut said = false;
             for (record, profile) in incoming {
-                let written = directory.write(&record, &profile);
-                queued.fetch_sub(profile.heap_bytes(), Relaxed);
+                let written = write(&record, &profile);
+                its_bytes.fetch_sub(profile.heap_bytes(), Relaxed);
+                its_waiting.fetch_sub(1, Relaxed);
                 match written {
-                    Ok(_) => said = false,
+                    Ok(()) => said = false,
                     Err(error) => {
                         counts.update(|s| s.files_failed += 1);
                         // Once per row of failures: a full disk fails for every request.
@@ -59,24 +70,37 @@ impl FileExporter {
                 }
             }
         })?;
-        Ok(Self { queue, bytes, max_bytes, stats, thread: Arc::new(Mutex::new(Some(thread))) })
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(Self { queue, queued, waiting, bytes, max_bytes, stats, thread })
     }
 
     pub fn write(&self, record: RequestRecord, profile: Arc<Profile>) {
         let size = profile.heap_bytes();
         let fits = self.bytes.fetch_add(size, Relaxed) + size <= self.max_bytes;
+        self.waiting.fetch_add(1, Relaxed);
         if !fits || self.queue.try_send((record, profile)).is_err() {
             self.bytes.fetch_sub(size, Relaxed);
+            self.waiting.fetch_sub(1, Relaxed);
             self.stats.update(|s| s.files_dropped += 1);
         }
     }
 
-    /// Waits until everything is written. No clone may be left.
+    /// Waits until everything is written. What is not by then is counted as dropped. No clone may be left.
     pub fn finish(self) {
+        self.finish_within(STOP_LIMIT);
+    }
+
+    fn finish_within(self, limit: Duration) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(self.queue);
-        if let Some(thread) = thread {
-            health::join("files", thread, STOP_LIMIT);
+        if let Some(thread) = thread
+            && health::join("files", thread, limit).is_none()
+        {
+            // Taken away first: what is counted here must not be written after all.
+            self.queued.try_iter().for_each(drop);
+            let left = self.waiting.load(Relaxed) as u64;
+            tracing::error!("{left} requests have no file");
+            self.stats.update(|s| s.files_dropped += left);
         }
     }
 }
@@ -103,7 +127,9 @@ mod tests {
             builder.add(&stack(&[py("view", line)]), 1);
         }
         let large = Arc::new(builder.finish(1));
-        let files = FileExporter::with_room(directory, stats.clone(), 2 * small.heap_bytes()).unwrap();
+        let write =
+            move |record: &RequestRecord, profile: &Profile| directory.write(record, profile).map(drop);
+        let files = FileExporter::with_room(write, stats.clone(), 2 * small.heap_bytes()).unwrap();
         assert!(large.heap_bytes() > 10 * small.heap_bytes());
         files.write(record("GET", "/large", 5), large);
         files.write(record("GET", "/small", 5), small);
@@ -111,5 +137,25 @@ mod tests {
         files.finish();
         assert_eq!((stats.snapshot().files_dropped, bytes.load(Relaxed)), (1, 0));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_disk_that_hangs_leaves_is_counted() {
+        let (begun, writing) = bounded(1);
+        let (release, hang) = bounded::<()>(0);
+        let write = move |_: &RequestRecord, _: &Profile| {
+            begun.send(()).unwrap();
+            drop(hang.recv());
+            Ok(())
+        };
+        let stats = Stats::default();
+        let files = FileExporter::with_room(write, stats.clone(), usize::MAX).unwrap();
+        for _ in 0..3 {
+            files.write(record("GET", "/", 5), Arc::new(Profile::default()));
+        }
+        writing.recv().unwrap();
+        files.finish_within(Duration::from_millis(20));
+        assert_eq!(stats.snapshot().files_dropped, 3, "two that wait, and the one being written");
+        drop(release);
     }
 }
