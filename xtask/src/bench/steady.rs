@@ -133,7 +133,11 @@ mod tests {
     #[test]
     fn the_kernels_statistics_can_be_turned_on_where_allowed() {
         match Counting::start() {
-            Ok(counting) => assert!(counting._descriptor.as_raw_fd() >= 0),
+            Ok(counting) => {
+                let link = format!("/proc/self/fd/{}", counting._descriptor.as_raw_fd());
+                // The kernel's own name for what it gives for BPF_ENABLE_STATS.
+                assert_eq!(std::fs::read_link(link).unwrap().to_str(), Some("anon_inode:bpf-stats"));
+            }
             Err(error) => {
                 let refused = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
                 assert_eq!(refused, Some(libc::EPERM), "{error:#}");
