@@ -52,7 +52,9 @@ pub fn title() -> String {
         Some(false) => "interrupts in CPU time (no CONFIG_IRQ_TIME_ACCOUNTING)",
         None => "CONFIG_IRQ_TIME_ACCOUNTING unknown",
     };
-    format!("{}, Linux {kernel}, {model}, {cpus} CPUs, {accounting}", today())
+    // What follows the version says whose build it is, and the option above what matters of that.
+    let version = kernel.split('-').next().unwrap_or_default();
+    format!("{}, Linux {version}, {model}, {cpus} CPUs, {accounting}", today())
 }
 
 /// Whether the running kernel was built with an option. It matters for that one because the sampler runs in an interrupt:
