@@ -35,7 +35,6 @@ pub struct LiveSettings {
     pub patterns: Vec<ServicePattern>,
     /// Shorter requests are kept without a profile.
     pub min_duration: Duration,
-    pub native_frames: bool,
 }
 
 /// The settings in force, and the way to change them.
@@ -86,6 +85,8 @@ pub struct Finisher {
     pub metrics: Arc<Metrics>,
     pub stats: Stats,
     pub observer: Option<Observer>,
+    /// Whether stacks with Python frames show the native ones too.
+    pub native_frames: bool,
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
     pub pulse: Option<Pulse>,
@@ -113,6 +114,7 @@ impl Finisher {
             metrics,
             stats,
             observer: None,
+            native_frames: true,
             recorded: false,
             pulse: None,
             collecting: Collecting::default(),
@@ -240,7 +242,7 @@ impl Finisher {
             }
         };
         let (mut stack, _) = self.symbolizer.resolve(key, &sample.kernel, &sample.user);
-        if !self.settings.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python) {
+        if !self.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python) {
             self.shown.clear();
             self.shown.extend(stack.iter().filter(|frame| frame.kind == FrameKind::Python).cloned());
             stack = &self.shown;
