@@ -440,8 +440,12 @@ mod tests {
             manager,
             control,
             manager_thread: std::thread::spawn(|| "the object"),
-            reader_thread: std::thread::spawn(move || drop(hang.recv())),
-            finisher_thread: std::thread::spawn(move || drop(too.recv())),
+            reader_thread: std::thread::spawn(move || {
+                let _ = hang.recv();
+            }),
+            finisher_thread: std::thread::spawn(move || {
+                let _ = too.recv();
+            }),
         };
         while !stages.manager_thread.is_finished() {
             std::thread::yield_now();

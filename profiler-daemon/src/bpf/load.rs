@@ -9,8 +9,7 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ConnectionValue, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue,
-    TargetValue, btf,
+    Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.

@@ -439,7 +439,7 @@ mod tests {
             let work = async {
                 tokio::task::spawn_blocking(move || {
                     begun.send(()).unwrap();
-                    drop(hang.recv());
+                    let _ = hang.recv();
                 });
                 reading.recv().unwrap();
             };
