@@ -298,7 +298,7 @@ fn a_recording_refuses_to_reload_and_has_failed_at_nothing() {
 fn metrics_are_brought_up_to_date_before_they_are_shown() {
     let daemon = Daemon::start();
     for times in 1..=2 {
-        let expected = format!("reqprof_events_lost_total{{reason=\"refreshed\",stage=\"test\"}} {times}");
+        let expected = format!("reqprof_events_lost_total{{stage=\"test\",reason=\"refreshed\"}} {times}");
         let text = daemon.get("/metrics").2;
         assert!(text.lines().any(|l| l == expected), "{text}");
     }
