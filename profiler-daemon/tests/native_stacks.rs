@@ -115,7 +115,9 @@ fn count(tree: &Value, chain: &[String], wrong: &mut Vec<String>) -> (u64, u64) 
 
 /// Whether one of the functions is at work that nothing but the fire calls.
 fn is_burning(stack: &[&str]) -> bool {
-    stack.last().is_some_and(|leaf| ["bare", "spilling", "fmod", "cbrt"].iter().any(|name| leaf.contains(name)))
+    stack
+        .last()
+        .is_some_and(|leaf| ["bare", "spilling", "fmod", "cbrt"].iter().any(|name| leaf.contains(name)))
 }
 
 fn check(test: &str, how: &str, outermost: &[&str]) {

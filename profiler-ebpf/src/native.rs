@@ -4,10 +4,11 @@
 //! registers, one frame at a time. Where no table says how to go on, one step by frame pointer is tried, which is a
 //! guess: code that is compiled at run time keeps them, code of files may not. Nothing here knows about BPF.
 
-use profiler_common::unwind::{
-    CHILDREN, LEAF_ROWS, LEVELS_MAX, MAPPINGS_MAX, Mapping, RULE_NONE, RULE_STOP, Rule, Space, cfa, end, fp, ra,
-};
 use profiler_common::unwind::Block as Rows;
+use profiler_common::unwind::{
+    CHILDREN, LEAF_ROWS, LEVELS_MAX, MAPPINGS_MAX, Mapping, RULE_NONE, RULE_STOP, Rule, Space, cfa, end, fp,
+    ra,
+};
 
 use crate::memory::{Block, Fault, Memory};
 
@@ -95,7 +96,9 @@ impl Walker {
             return Err(end::COMPLETE);
         }
         match tables.rule(number) {
-            Some(rule) if rule.cfa != cfa::NONE && (leaf || rule.cfa != cfa::LEAF) => self.by_rule(memory, rule),
+            Some(rule) if rule.cfa != cfa::NONE && (leaf || rule.cfa != cfa::LEAF) => {
+                self.by_rule(memory, rule)
+            }
             _ => {
                 let reason = if number == RULE_NONE { end::NO_RULE } else { end::UNSUPPORTED };
                 self.by_frame_pointer(memory, tables, reason)

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use profiler_common::unwind::{Block, Mapping, Rule, Space};
-use profiler_common::{Active, Connection, Settings, Target};
+use profiler_common::{Connection, Settings, Target};
 use serde::Serialize;
 
 macro_rules! pod {
@@ -49,8 +49,6 @@ pod! {
     TargetValue(Target);
     /// A map value; see [`Connection`].
     ConnectionValue(Connection);
-    /// A map value; see [`Active`].
-    ActiveValue(Active);
     /// A map value; see [`Block`].
     BlockValue(Block);
     /// A map value; see [`Rule`].

@@ -24,7 +24,12 @@ pub struct UnwindMaps {
 }
 
 impl UnwindMaps {
-    pub(super) fn new(chunks: Map, rules: Map, mappings: Map, spaces: HashOf<u32, SpaceValue>) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        chunks: Map,
+        rules: Map,
+        mappings: Map,
+        spaces: HashOf<u32, SpaceValue>,
+    ) -> Result<Self, LoadError> {
         let wrong = |name| move |error: MapError| LoadError::Map { name, reason: error.to_string() };
         let array = |map, name| match map {
             Map::Array(data) => Ok(data),
@@ -70,8 +75,10 @@ impl Sink for UnwindMaps {
         while from < numbers.len() {
             let number = numbers[from] / CHUNK_BLOCKS;
             let count = numbers[from..].partition_point(|block| block / CHUNK_BLOCKS == number);
-            let keys: Vec<u32> = numbers[from..from + count].iter().map(|block| block % CHUNK_BLOCKS).collect();
-            let values: Vec<BlockValue> = blocks[from..from + count].iter().copied().map(BlockValue).collect();
+            let keys: Vec<u32> =
+                numbers[from..from + count].iter().map(|block| block % CHUNK_BLOCKS).collect();
+            let values: Vec<BlockValue> =
+                blocks[from..from + count].iter().copied().map(BlockValue).collect();
             batch::update(self.chunk(number)?.fd().as_fd(), &keys, &values)?;
             from += count;
         }

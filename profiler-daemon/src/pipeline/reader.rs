@@ -17,9 +17,9 @@ use crate::health::Pulse;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::Targets;
 use crate::process::{manager, sockets};
+use crate::replay::Recorder;
 use crate::unwind::quality::Counted;
 use crate::unwind::{Quality, Unwinding};
-use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
 const POLL: Duration = Duration::from_millis(10);

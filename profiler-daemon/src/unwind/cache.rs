@@ -253,7 +253,8 @@ impl Cache {
             return Err(NoTable::Full);
         };
         table.place(&blocks);
-        let fresh: Vec<(u16, Rule)> = fresh.iter().map(|number| (*number, self.rules.rule(*number))).collect();
+        let fresh: Vec<(u16, Rule)> =
+            fresh.iter().map(|number| (*number, self.rules.rule(*number))).collect();
         let written = sink.rules(&fresh).and_then(|()| sink.blocks(&blocks, &table.blocks));
         let root = blocks.last().copied().unwrap_or_default();
         let stored = Stored {

@@ -149,7 +149,8 @@ fn descriptions(
             counts.damaged += 1;
             continue;
         };
-        let (start, Some(end)) = (entry.initial_address(), entry.initial_address().checked_add(entry.len())) else {
+        let (start, Some(end)) = (entry.initial_address(), entry.initial_address().checked_add(entry.len()))
+        else {
             counts.damaged += 1;
             continue;
         };
@@ -196,8 +197,9 @@ impl Building {
     ) -> Result<(), RowsError> {
         let mut known = start;
         let entry = eh_frame.fde_from_offset(bases, description.offset.into(), EhFrame::cie_from_offset);
-        let Some((entry, mut table)) =
-            entry.ok().and_then(|entry| entry.rows(eh_frame, bases, context).ok().map(|table| (entry, table)))
+        let Some((entry, mut table)) = entry
+            .ok()
+            .and_then(|entry| entry.rows(eh_frame, bases, context).ok().map(|table| (entry, table)))
         else {
             self.counts.damaged += 1;
             return self.push(start, NONE);

@@ -209,8 +209,11 @@ impl<S: Sink> Spaces<S> {
         }
         let executable = &executable[..executable.len().min(MAPPINGS_OF_ONE as usize)];
         for (mapping, known) in executable.iter().zip(self.look_up(pid, executable)) {
-            let mut found =
-                Mapping { start: mapping.start, end: mapping.end, ..Mapping { mark: mapping_mark(0, generation), ..Mapping::default() } };
+            let mut found = Mapping {
+                start: mapping.start,
+                end: mapping.end,
+                ..Mapping { mark: mapping_mark(0, generation), ..Mapping::default() }
+            };
             let table = known.as_ref().map(|known| known.table);
             whole &= table != Some(Err(NoTable::Full));
             if let Some(Ok(content)) = table

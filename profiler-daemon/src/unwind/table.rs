@@ -3,7 +3,9 @@
 //! In: [`Rows`] and the number that each of its rules has among all. Out: a tree of blocks, root last, whose children
 //! are numbered from the table's first block on.
 
-use profiler_common::unwind::{Block, CHILDREN, LEAF_ROWS, LEVELS_MAX, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED};
+use profiler_common::unwind::{
+    Block, CHILDREN, LEAF_ROWS, LEVELS_MAX, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED,
+};
 
 use super::rows::{self, Rows};
 

@@ -17,7 +17,10 @@ use crate::health::Pulse;
 /// What the worker is told.
 enum Message {
     Follow(u32),
-    Forked { parent: u32, child: u32 },
+    Forked {
+        parent: u32,
+        child: u32,
+    },
     Ended(u32),
     Unknown(u32),
     /// Somebody waits for what was told before.
@@ -27,8 +30,6 @@ enum Message {
 
 /// A fork storm of some thousand processes finds room; the messages are 12 bytes.
 const QUEUE: usize = 8192;
-/// How long a queue that is full may take no message.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// How it stands, for people.
@@ -95,9 +96,10 @@ impl Unwinding {
         }
     }
 
-    pub fn stop(&self) {
+    /// Ends the worker; waits at most `limit` for room in its queue.
+    pub fn stop(&self, limit: Duration) {
         // It empties its queue all the time, unless it hangs; then whoever waits for its end says so.
-        let _ = self.queue.send_timeout(Message::Stop, STOP_LIMIT);
+        let _ = self.queue.send_timeout(Message::Stop, limit);
     }
 
     fn tell(&self, message: Message) {

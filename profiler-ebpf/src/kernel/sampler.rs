@@ -13,8 +13,9 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_common::{
-    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample, Stat,
-    Target, USER_FRAMES_MAX, flags, target_flags, unwind::{Space, end},
+    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample,
+    Stat, Target, USER_FRAMES_MAX, flags, target_flags,
+    unwind::{Space, end},
 };
 use profiler_ebpf::{
     native::Walker,
@@ -22,7 +23,9 @@ use profiler_ebpf::{
 };
 
 use super::{
-    maps::{ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings},
+    maps::{
+        ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings,
+    },
     native,
     task::{Current, header, ids, now, read_kernel, task},
 };

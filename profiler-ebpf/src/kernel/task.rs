@@ -1,10 +1,8 @@
 //! The current task: identity, registers, memory.
 
-use aya_ebpf::{
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        generated::bpf_probe_read_user,
-    },
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
+    generated::bpf_probe_read_user,
 };
 use profiler_common::{Header, Kind};
 use profiler_ebpf::memory::{Block, Fault, Memory};

@@ -67,7 +67,13 @@ struct Hand {
 
 impl Hand {
     fn new() -> Self {
-        let rule = |kind, cfa_offset, fp, fp_offset| Rule { cfa: kind, cfa_offset, fp, fp_offset, ..Rule::default() };
+        let rule = |kind, cfa_offset, fp, fp_offset| Rule {
+            cfa: kind,
+            cfa_offset,
+            fp,
+            fp_offset,
+            ..Rule::default()
+        };
         let rules = vec![
             rule(cfa::SP, 8, fp::SAME, 0),
             rule(cfa::SP, 16, fp::AT_CFA, -16),

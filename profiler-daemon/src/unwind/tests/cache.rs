@@ -24,7 +24,12 @@ fn id(inode: u64) -> FileId {
 
 /// Whether a place leads to the rules of some function of this program.
 fn leads_to(kept: &Kept, place: Place, address: u64) -> bool {
-    let mapping = Mapping { base: place.base, root: place.root, mark: mapping_mark(place.levels, 0), ..Mapping::default() };
+    let mapping = Mapping {
+        base: place.base,
+        root: place.root,
+        mark: mapping_mark(place.levels, 0),
+        ..Mapping::default()
+    };
     let number = rule_number(kept, &mapping, address);
     number != RULE_NONE && number != RULE_STOP
 }
@@ -60,7 +65,8 @@ fn what_is_not_used_makes_room_and_what_is_used_does_not() {
     let library = cache.add(id(1), Read::of(libc()).expect("readable"), &mut sink).table.expect("room");
     let place = cache.take(library).expect("it is there");
     let loader = || File::open("/lib64/ld-linux-x86-64.so.2").expect("the loader");
-    let mut add = |cache: &mut Cache| cache.add(id(2), Read::of(loader()).expect("readable"), &mut sink).table;
+    let mut add =
+        |cache: &mut Cache| cache.add(id(2), Read::of(loader()).expect("readable"), &mut sink).table;
     assert_eq!(add(&mut cache), Err(NoTable::Full));
     assert!(cache.known(id(2)).is_none(), "room may be found another time");
     assert_eq!(cache.take(library), Some(place), "it is used");

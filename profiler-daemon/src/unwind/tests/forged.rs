@@ -60,7 +60,8 @@ impl Making {
         let pointer = (here + 4 - common) as u32;
         let place = ADDRESS + here as u64 + 8;
         let start = start.wrapping_sub(place) as u32;
-        let body = [&pointer.to_le_bytes()[..], &start.to_le_bytes(), &length.to_le_bytes(), &[0], instructions];
+        let body =
+            [&pointer.to_le_bytes()[..], &start.to_le_bytes(), &length.to_le_bytes(), &[0], instructions];
         self.entry(&body.concat());
     }
 
@@ -92,7 +93,10 @@ fn rows_are_in_the_order_of_addresses_and_gaps_are_left() {
     let keys: Vec<u32> = rows.rows.iter().map(|row| row.0).collect();
     assert_eq!((rows.base, keys), (0x1000, vec![0, 4, 0x20, 0x30, 0x2000, 0x2020]));
     assert_eq!(
-        said(&rows, [0xfff, 0x1000, 0x1003, 0x1004, 0x101f, 0x1020, 0x102f, 0x1030, 0x2fff, 0x3000, 0x301f, 0x3020]),
+        said(
+            &rows,
+            [0xfff, 0x1000, 0x1003, 0x1004, 0x101f, 0x1020, 0x102f, 0x1030, 0x2fff, 0x3000, 0x301f, 0x3020]
+        ),
         [None, sp(8), sp(8), sp(16), sp(16), sp(8), sp(8), None, None, sp(8), sp(8), None]
     );
 }
@@ -146,7 +150,15 @@ fn what_is_special_is_told_apart() {
         (0x30, Rule { cfa: cfa::FP, cfa_offset: 8, fp: fp::AT_CFA, fp_offset: -16, ..base }),
         (
             0x40,
-            Rule { cfa: cfa::AT_SP, cfa_offset: 160, fp: fp::AT_SP, fp_offset: 120, ra: ra::AT_SP, extra: 168, ..base },
+            Rule {
+                cfa: cfa::AT_SP,
+                cfa_offset: 160,
+                fp: fp::AT_SP,
+                fp_offset: 120,
+                ra: ra::AT_SP,
+                extra: 168,
+                ..base
+            },
         ),
         (0x50, Rule { cfa: cfa::PLT, cfa_offset: 11, ..base }),
     ];
@@ -164,7 +176,10 @@ fn what_overlaps_belongs_to_whoever_began_before() {
     section.description(common, 0x1090, 0x10, &[DEF_CFA_OFFSET, 96]);
     let rows = section.rows().expect("rows");
     assert_eq!(rows.counts.overlapping, 2);
-    assert_eq!(said(&rows, [0x1080, 0x1095, 0x10ff, 0x1100, 0x117f]), [sp(32), sp(32), sp(32), sp(64), sp(64)]);
+    assert_eq!(
+        said(&rows, [0x1080, 0x1095, 0x10ff, 0x1100, 0x117f]),
+        [sp(32), sp(32), sp(32), sp(64), sp(64)]
+    );
 }
 
 #[test]

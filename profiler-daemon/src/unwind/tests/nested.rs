@@ -22,7 +22,12 @@ struct Cut {
 }
 
 impl memory::Memory for Cut {
-    fn fill<const N: usize>(&self, address: u64, size: u32, block: &mut memory::Block<N>) -> Result<(), Fault> {
+    fn fill<const N: usize>(
+        &self,
+        address: u64,
+        size: u32,
+        block: &mut memory::Block<N>,
+    ) -> Result<(), Fault> {
         if address + u64::from(size) > self.from {
             return Err(Fault);
         }
@@ -85,8 +90,8 @@ fn run(program: &Path, depth: u32, how: &str) -> Stopped {
         (tid, regs)
     };
     let registers = [
-        regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9, regs.r10,
-        regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9,
+        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
     Stopped { child, said, deepest, tid, pc: regs.rip, registers }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EvaluationResult, LittleEndian, Location, RegisterRule, UnwindContext,
-    UnwindExpression, UnwindSection, UnwindTableRow, Value,
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EvaluationResult, LittleEndian, Location, RegisterRule,
+    UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
 use profiler_common::unwind::{RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Space, end, fp};
 use profiler_ebpf::memory::{Block, Fault, Memory};
@@ -144,7 +144,11 @@ fn compare(path: &Path) -> Option<Tally> {
     let rows = rows(&section.bytes, section.address).expect("rows");
     let host = Host::new(&rows);
     let took = began.elapsed();
-    assert!(!rows.counts.broken && rows.counts.damaged == 0 && rows.counts.rules_refused == 0, "{:?}", rows.counts);
+    assert!(
+        !rows.counts.broken && rows.counts.damaged == 0 && rows.counts.rules_refused == 0,
+        "{:?}",
+        rows.counts
+    );
 
     let (at, size) = elf.unwind_header().expect("an index");
     let mut index = vec![0; size as usize];
@@ -163,7 +167,8 @@ fn compare(path: &Path) -> Option<Tally> {
         let mut pc = load.vaddr;
         let end = load.vaddr + load.file_size;
         while pc < end {
-            let row = index.unwind_info_for_address(&eh_frame, &bases, &mut context, pc, EhFrame::cie_from_offset);
+            let row =
+                index.unwind_info_for_address(&eh_frame, &bases, &mut context, pc, EhFrame::cie_from_offset);
             let Ok(row) = row else {
                 since_covered = since_covered.saturating_add(1);
                 if rule_number(&host, &host.mapping, pc) == RULE_NONE {
@@ -180,7 +185,12 @@ fn compare(path: &Path) -> Option<Tally> {
             let to = row.end_address().min(end);
             let first = rule_number(&host, &host.mapping, pc);
             for pc in pc..to {
-                assert_eq!(rule_number(&host, &host.mapping, pc), first, "{}: within a row, at {pc:#x}", path.display());
+                assert_eq!(
+                    rule_number(&host, &host.mapping, pc),
+                    first,
+                    "{}: within a row, at {pc:#x}",
+                    path.display()
+                );
             }
             let described = |pc| format!("{}: at {pc:#x}, by {row:?}", path.display());
             if first == RULE_UNSUPPORTED {
