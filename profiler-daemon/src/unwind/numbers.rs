@@ -78,10 +78,6 @@ impl Rules {
     pub fn len(&self) -> usize {
         self.numbers.len()
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.numbers.is_empty()
-    }
 }
 
 /// Blocks, one like the other.
