@@ -91,8 +91,8 @@ pub type Content = (u64, u64);
 
 /// What is read of a file: the part that can be waited for.
 pub struct Read {
-    loads: Vec<Load>,
-    section: Result<Section, NoTable>,
+    pub(super) loads: Vec<Load>,
+    pub(super) section: Result<Section, NoTable>,
 }
 
 impl Read {
@@ -150,6 +150,10 @@ pub struct Usage {
 const FILES_MAX: usize = 8192;
 /// Unused tables make room before it is needed, because what is given back has to rest: so many blocks are kept free.
 const RESERVE: usize = BLOCKS_MAX as usize / 8;
+
+/// Of one file: the rows of the largest make a quarter of all blocks. A forged one may spread its rows so that each has a
+/// block of its own, and may not take all the room with them.
+const FILE_BLOCKS_MAX: usize = BLOCKS_MAX as usize / 8 * 3;
 
 /// See the module.
 pub struct Cache {
@@ -246,6 +250,10 @@ impl Cache {
         let now = Instant::now();
         let (numbers, fresh) = self.rules.take(&rows.rules, now);
         let mut table = Table::new(&rows, |place| numbers[usize::from(place)]);
+        if table.blocks.len() > FILE_BLOCKS_MAX {
+            self.rules.give_back(&numbers, now);
+            return Err(NoTable::TooLarge);
+        }
         let blocks = self.blocks.take(table.blocks.len(), now);
         let Some(blocks) = blocks else {
             self.rules.give_back(&numbers, now);

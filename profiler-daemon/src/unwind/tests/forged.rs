@@ -8,7 +8,9 @@ use profiler_common::unwind::{Rule, cfa, fp, ra};
 use profiler_ebpf::native::rule_number;
 
 use super::Host;
-use crate::process::elf::ElfFile;
+use super::kept::Kept;
+use crate::process::elf::{ElfFile, FileId};
+use crate::unwind::cache::{Cache, NoTable, Read};
 use crate::unwind::rows::{NONE, ROWS_MAX, Rows, RowsError, STOP, UNSUPPORTED, rows};
 use crate::unwind::section::Section;
 
@@ -113,9 +115,10 @@ fn rows_far_from_each_other_are_found() {
     let rows = section.rows().expect("rows");
     assert_eq!(rows.rows.len(), starts.len() * 3);
     assert!(Host::new(&rows).mapping.levels() == 3);
-    for &start in &starts {
-        let addresses = [start - 1, start, start + 1, start + 0x2_ffff, start + 0x3_0000];
-        assert_eq!(said(&rows, addresses), [None, sp(8), sp(16), sp(16), None], "{start:#x}");
+    let of = |&start: &u64| [start - 1, start, start + 1, start + 0x2_ffff, start + 0x3_0000];
+    let found = said(&rows, starts.iter().flat_map(of));
+    for (start, found) in starts.iter().zip(found.chunks(5)) {
+        assert_eq!(found, [None, sp(8), sp(16), sp(16), None], "{start:#x}");
     }
 }
 
@@ -254,6 +257,26 @@ fn check(rows: &Rows) {
         let next = rows.rows.get(at + 1).map_or(u64::MAX, |next| rows.base + u64::from(next.0));
         assert_eq!(rule_number(&host, &host.mapping, next - 1), here);
     }
+}
+
+#[test]
+fn rows_that_are_spread_take_no_room_from_others() {
+    let mut section = Making::default();
+    let common = section.common(b"zR", COMMON);
+    for n in 0..50_000 {
+        section.description(
+            common,
+            0x20_0000 + n * 0x1_4000,
+            0x1_4000,
+            if n % 2 == 0 { &[] } else { &[DEF_CFA_OFFSET, 16] },
+        );
+    }
+    let mut cache = Cache::default();
+    let section = Section { bytes: section.0, address: ADDRESS };
+    let id = FileId { dev: 1, inode: 2, size: 3, mtime: 4 };
+    let read = Read { loads: Vec::new(), section: Ok(section) };
+    assert_eq!(cache.add(id, read, &mut &mut Kept::default()).table, Err(NoTable::TooLarge));
+    assert_eq!((cache.usage().bytes, cache.usage().rules), (0, 0));
 }
 
 proptest! {
