@@ -1,7 +1,9 @@
 //! Every map and every load-time constant, with why it has this type and this size.
 
 use aya_ebpf::{
+    bindings::bpf_map_type::BPF_MAP_TYPE_ARRAY,
     btf_maps,
+    helpers::bpf_map_lookup_elem,
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
@@ -47,10 +49,31 @@ pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 /// Blocks of unwind tables, a megabyte in each inner map, which the daemon makes when it needs one. Arrays, because a
 /// look-up in one is compiled into the program; of one size, because otherwise it is not.
 #[btf_map]
-pub static UNWIND_CHUNKS: btf_maps::ArrayOfMaps<
-    btf_maps::Array<Block, { CHUNK_BLOCKS as usize }>,
-    { CHUNKS_MAX as usize },
-> = btf_maps::ArrayOfMaps::new();
+pub static UNWIND_CHUNKS: btf_maps::ArrayOfMaps<Chunk, { CHUNKS_MAX as usize }> =
+    btf_maps::ArrayOfMaps::new();
+
+/// The template of those inner maps, as libbpf's map definitions are written: numbers are the lengths of arrays. It gives
+/// sizes and not types of key and value, because Linux 5.15 to 6.1 takes no inner map whose BTF is not that of the
+/// template (`bpf_map_meta_equal` in kernel/bpf/map_in_map.c), and the daemon makes the inner maps without any.
+#[repr(C)]
+pub struct Chunk {
+    r#type: *const [i32; BPF_MAP_TYPE_ARRAY as usize],
+    key_size: *const [i32; size_of::<u32>()],
+    value_size: *const [i32; size_of::<Block>()],
+    max_entries: *const [i32; CHUNK_BLOCKS as usize],
+}
+
+/// A block, by its number among all.
+#[inline(always)]
+pub fn block(number: u32) -> Option<&'static Block> {
+    let chunk: *const Chunk = UNWIND_CHUNKS.get(number / CHUNK_BLOCKS)?;
+    let key = number % CHUNK_BLOCKS;
+    // SAFETY: an array map of blocks with keys of this type, and a key on the stack. Arrays keep their elements in place;
+    // the daemon writes none that a program may be reading (what is given back rests before it is used again).
+    unsafe {
+        bpf_map_lookup_elem(chunk.cast_mut().cast(), (&raw const key).cast()).cast::<Block>().as_ref()
+    }
+}
 
 /// The rules that rows of those tables name: 256 KiB.
 #[map]

@@ -4,11 +4,11 @@
 //! verifier checks by itself (a global one), so that its many branches are not checked anew for each frame of a walk.
 
 use aya_ebpf::bindings::pt_regs;
-use profiler_common::unwind::{Block, CHUNK_BLOCKS, Mapping, Rule, Space, end};
+use profiler_common::unwind::{Block, Mapping, Rule, Space, end};
 use profiler_ebpf::native::{Tables, Walker};
 
 use super::{
-    maps::{MAPPINGS, UNWIND_CHUNKS, UNWIND_RULES, WALK},
+    maps::{MAPPINGS, UNWIND_RULES, WALK, block},
     task::Current,
 };
 
@@ -22,7 +22,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn block(&self, number: u32) -> Option<&Block> {
-        UNWIND_CHUNKS.get_value(number / CHUNK_BLOCKS, &(number % CHUNK_BLOCKS))
+        block(number)
     }
 
     #[inline(always)]
