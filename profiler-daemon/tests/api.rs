@@ -282,6 +282,28 @@ fn health_readiness_and_reload() {
     assert_eq!(daemon.get("/-/reload").0, 405);
 }
 
+/// An alert asks whether the configuration in the file is the one in force; a recording has none to reload.
+#[test]
+fn a_recording_refuses_to_reload_and_has_failed_at_nothing() {
+    let recording = Daemon::of_recording();
+    let post = format!("POST /-/reload HTTP/1.1\nhost: {}\ncontent-length: 0", recording.address);
+    let (status, _, body) = recording.raw(&post);
+    assert_eq!((status, code(&body).as_str()), (409, "reload_failed"));
+    assert!(body.contains("a recording keeps its settings"), "{body}");
+    let metrics = recording.get("/metrics").2;
+    assert!(metrics.lines().any(|l| l == "reqprof_config_last_reload_successful 1"), "{metrics}");
+}
+
+#[test]
+fn metrics_are_brought_up_to_date_before_they_are_shown() {
+    let daemon = Daemon::start();
+    for times in 1..=2 {
+        let expected = format!("reqprof_events_lost_total{{stage=\"test\",reason=\"refreshed\"}} {times}");
+        let text = daemon.get("/metrics").2;
+        assert!(text.lines().any(|l| l == expected), "{text}");
+    }
+}
+
 #[test]
 fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
     let daemon = Daemon::start();
@@ -391,8 +413,10 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
     let mut child = match promtool.spawn() {
         Ok(child) => child,
         Err(e) => {
-            let reason = format!("promtool (Debian's package prometheus) does not run: {e}");
-            support::skip::skip("promtool_finds_nothing_wrong_with_the_metrics", reason);
+            support::skip(
+                "promtool_finds_nothing_wrong_with_the_metrics",
+                format!("promtool (Debian's package prometheus) does not run: {e}"),
+            );
             return;
         }
     };

@@ -9,8 +9,7 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ActiveValue, ConnectionValue, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring,
-    SettingsValue, TargetValue, btf,
+    Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -67,9 +66,8 @@ pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
     pub connections: Connections,
-    /// For counting.
-    pub connection_entries: Option<Entries>,
-    pub active_entries: Option<Entries>,
+    /// Of each table, by the name it has in the metrics.
+    pub entries: Vec<(&'static str, Entries)>,
     pub stats: KernelStats,
     /// The programs. Dropping it detaches everything.
     pub object: Ebpf,
@@ -93,6 +91,13 @@ const PROBES: [&str; 11] = [
     "http_close",
 ];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
+/// What can be full: as the metrics call it, and its map.
+const TABLES: [(&str, &str); 4] = [
+    ("targets", "TARGETS"),
+    ("connections", "CONNECTIONS"),
+    ("active", "ACTIVE"),
+    ("transfers", "TRANSFERS"),
+];
 
 /// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by
 /// [`super::CpuSampler`] and [`super::BoundaryProbes`].
@@ -164,13 +169,20 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         None
     };
     let ring = Ring::new(take(&mut object, "EVENTS")?)?;
+    let entries = TABLES
+        .iter()
+        .map(|(shown, name)| {
+            let wrong = |reason: String| LoadError::Map { name, reason };
+            let Some(Map::HashMap(map)) = object.map(name) else {
+                return Err(wrong("is no hash map in the object".into()));
+            };
+            Ok((*shown, Entries::of(map).map_err(|e| wrong(e.to_string()))?))
+        })
+        .collect::<Result<_, LoadError>>()?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
-    let connections = take(&mut object, "CONNECTIONS")?;
-    let connection_entries = entries::<u64, ConnectionValue>(&connections, "CONNECTIONS")?;
-    let connections = Connections::new(hash(connections, "CONNECTIONS")?);
-    let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
+    let connections = Connections::new(hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?);
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, object, logger })
+    Ok(Kernel { ring, targets, connections, entries, stats, object, logger })
 }
 
 fn load_program<P>(
@@ -224,10 +236,6 @@ fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
 
 fn hash<K: Pod, V: Pod>(map: Map, name: &'static str) -> Result<HashOf<K, V>, LoadError> {
     aya::maps::HashMap::try_from(map).map_err(|e: MapError| LoadError::Map { name, reason: e.to_string() })
-}
-
-fn entries<K, V>(map: &Map, name: &'static str) -> Result<Option<Entries>, LoadError> {
-    Entries::of::<K, V>(map).map_err(|e| LoadError::Map { name, reason: e.to_string() })
 }
 
 /// The operating system's words, when an error means "not allowed".

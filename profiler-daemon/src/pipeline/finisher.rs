@@ -37,7 +37,6 @@ pub struct LiveSettings {
     pub patterns: Vec<ServicePattern>,
     /// Shorter requests are kept without a profile.
     pub min_duration: Duration,
-    pub native_frames: bool,
 }
 
 /// The settings in force, and the way to change them.
@@ -88,6 +87,8 @@ pub struct Finisher {
     pub metrics: Arc<Metrics>,
     pub stats: Stats,
     pub observer: Option<Observer>,
+    /// Whether stacks with Python frames show the native ones too.
+    pub native_frames: bool,
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
     pub pulse: Option<Pulse>,
@@ -116,6 +117,7 @@ impl Finisher {
             metrics,
             stats,
             observer: None,
+            native_frames: true,
             recorded: false,
             pulse: None,
             collecting: Collecting::default(),
@@ -260,7 +262,7 @@ impl Finisher {
         let key = self.key(sample.pid);
         let (mut stack, _) = self.symbolizer.resolve(key, &sample.kernel, &sample.user);
         let gap = self.gaps.of(sample);
-        let python_only = !self.settings.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python);
+        let python_only = !self.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python);
         if python_only || gap.is_some() {
             self.shown.clear();
             self.shown.extend(gap.cloned());

@@ -1,6 +1,6 @@
 //! Follows the host's processes and keeps the kernel side in step.
 //!
-//! In: process events from the pipeline, a scan now and then, reloads. Out: entries of the kernel's `TARGETS` map,
+//! In: process events from the pipeline, a scan now and then. Out: entries of the kernel's `TARGETS` map,
 //! boundary probes on C libraries as they appear, sampling on CPUs as they come and go, and the table of
 //! [`Targets`](super::targets::Targets). It owns the loaded object and runs on a thread of its own, because it reads files and memory of
 //! processes that may be slow to answer.
@@ -36,11 +36,6 @@ pub enum Message {
     Protocol {
         pid: u32,
         name: &'static str,
-    },
-    /// From now on these processes, at this rate.
-    Configure {
-        selection: Selection,
-        frequency: u64,
     },
     /// Look at this process and its children, whatever the selection says.
     Include {
@@ -191,15 +186,6 @@ impl Manager {
                     info.other_protocols.push(name);
                 }
             }),
-            Message::Configure { selection, frequency } => {
-                if selection != self.selection {
-                    self.named = named(&selection);
-                    self.selection = selection;
-                }
-                self.scans = 0;
-                self.sampler.set_frequency(&mut self.object, frequency, &self.probes);
-                self.scan();
-            }
             Message::Include { pid, done } => {
                 if self.included.add(pid) {
                     self.consider(pid, false);

@@ -131,7 +131,7 @@ fn a_stack_without_its_outermost_frames_says_so() {
     let native = RawFrame::new(FRAME_NATIVE_LEAF, python as *const () as u64, 0, 0);
     let unknown = RawFrame::new(FRAME_PYTHON, 0x10, 0, 0);
     let mut take = |flags, user: &[RawFrame], native_frames| {
-        finisher.settings = Arc::new(LiveSettings { native_frames, ..LiveSettings::default() });
+        finisher.native_frames = native_frames;
         let user = user.to_vec();
         let sample = RawSample { key: 1, pid: me, weight: 10, flags, user, kernel: Vec::new() };
         finisher.message(Message::Sample(Box::new(sample)));
