@@ -104,7 +104,10 @@ pub fn unpack_newest(
 ) -> Result<()> {
     let mirrors = Mirrors::configured()?;
     let archive = if security {
-        mirrors.security.as_ref().with_context(|| format!("apt knows no security archive, which has {suite}"))?
+        mirrors
+            .security
+            .as_ref()
+            .with_context(|| format!("apt knows no security archive, which has {suite}"))?
     } else {
         &mirrors.archive
     };
@@ -303,7 +306,10 @@ mod tests {
         ];
         let mut chosen = newest_of_each_kind(names.into_iter());
         chosen.sort_unstable();
-        assert_eq!(chosen, ["linux-binary-7.2.12+deb13-cloud-amd64", "linux-modules-7.2.12+deb13-cloud-amd64"]);
+        assert_eq!(
+            chosen,
+            ["linux-binary-7.2.12+deb13-cloud-amd64", "linux-modules-7.2.12+deb13-cloud-amd64"]
+        );
         assert_eq!(newest_of_each_kind([].into_iter()), [""; 0]);
     }
 

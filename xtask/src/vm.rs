@@ -100,7 +100,7 @@ pub fn tests() -> Result<String> {
     let program = messages.lines().filter_map(test_program).next_back();
     let program = program.context("cargo names no test program")?;
     Ok(format!(
-        "cd {} && REQPROF_E2E=1 {program} --test-threads=1 --show-output",
+        "cd {} && REQPROF_E2E=1 {program} --test-threads=1 --show-output --color=never",
         quoted(&sh::root().join("profiler-daemon").display().to_string())
     ))
 }
@@ -131,7 +131,10 @@ pub fn on(kernel: Kernel, command: &str, each: &mut dyn FnMut(&str)) -> Result<(
     }
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let script = work.join("command");
-    fs::write(&script, format!("export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n{command}\n"))?;
+    fs::write(
+        &script,
+        format!("export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n{command}\n"),
+    )?;
 
     let _files = FileServer::start(&work)?;
     let mut qemu = Command::new("qemu-system-x86_64");
@@ -259,7 +262,8 @@ mod tests {
 
     #[test]
     fn the_test_program_is_the_one_that_cargo_names() {
-        let line = r#"{"reason":"compiler-artifact","target":{"name":"kernels"},"executable":"/a b/kernels-1"}"#;
+        let line =
+            r#"{"reason":"compiler-artifact","target":{"name":"kernels"},"executable":"/a b/kernels-1"}"#;
         assert_eq!(test_program(line).as_deref(), Some("'/a b/kernels-1'"));
         assert_eq!(test_program(r#"{"target":{"name":"attach"},"executable":"/x"}"#), None);
         assert_eq!(test_program("   Compiling"), None);
@@ -268,7 +272,8 @@ mod tests {
     #[test]
     fn words_survive_the_shell() {
         let word = "it's $HOME";
-        let said = sh::capture(Command::new("sh").args(["-c", &format!("printf %s {}", quoted(word))])).unwrap();
+        let said =
+            sh::capture(Command::new("sh").args(["-c", &format!("printf %s {}", quoted(word))])).unwrap();
         assert_eq!(said, word);
     }
 }

@@ -55,7 +55,10 @@ pub fn prepare(kernel: Kernel) -> Result<Image> {
     // Part of the name, so that a cached one of an older `init` is not taken.
     let recipe = folder.join("init");
     let init = INIT.replace("@TAG@", TAG).replace("@STATUS@", STATUS);
-    if image.kernel.is_file() && image.initrd.is_file() && fs::read_to_string(&recipe).is_ok_and(|old| old == init) {
+    if image.kernel.is_file()
+        && image.initrd.is_file()
+        && fs::read_to_string(&recipe).is_ok_and(|old| old == init)
+    {
         return Ok(image);
     }
     let unpacked = folder.join("unpacked");
@@ -66,7 +69,10 @@ pub fn prepare(kernel: Kernel) -> Result<Image> {
     let state = sh::root().join("target/vm/apt").join(kernel.suite);
     apt::unpack_newest(kernel.suite, kernel.security, &state, &unpacked, |name| is_part(name, kernel.name))?;
     let (base, release) = modules_of(&unpacked)?;
-    let found = [unpacked.join(format!("boot/vmlinuz-{release}")), base.join("lib/modules").join(&release).join("vmlinuz")];
+    let found = [
+        unpacked.join(format!("boot/vmlinuz-{release}")),
+        base.join("lib/modules").join(&release).join("vmlinuz"),
+    ];
     let vmlinuz = found.iter().find(|file| file.is_file()).context("the package has no vmlinuz")?;
     fs::copy(vmlinuz, &image.kernel)?;
     build_initrd(&folder, &base, &release, &init, &image.initrd)?;
@@ -81,7 +87,10 @@ fn is_part(package: &str, version: &str) -> bool {
     let kinds = ["linux-image-", "linux-binary-", "linux-modules-"];
     let Some(rest) = kinds.iter().find_map(|kind| package.strip_prefix(kind)) else { return false };
     let Some(rest) = rest.strip_prefix(version).and_then(|rest| rest.strip_prefix('.')) else { return false };
-    rest.ends_with("-cloud-amd64") && !rest.contains("~bpo") && !rest.contains("deb11") && !rest.contains("-rt-")
+    rest.ends_with("-cloud-amd64")
+        && !rest.contains("~bpo")
+        && !rest.contains("deb11")
+        && !rest.contains("-rt-")
 }
 
 /// The folder that holds `lib/modules`, and the release that is there.
@@ -139,7 +148,8 @@ fn module_bytes(file: &str) -> Result<Vec<u8>> {
         Some("zst") => "zstd",
         _ => return fs::read(file).with_context(|| format!("cannot read {file}")),
     };
-    let output = Command::new(tool).args(["-dc", file]).output().with_context(|| format!("cannot start {tool}"))?;
+    let output =
+        Command::new(tool).args(["-dc", file]).output().with_context(|| format!("cannot start {tool}"))?;
     anyhow::ensure!(output.status.success(), "{tool} cannot unpack {file}");
     Ok(output.stdout)
 }
@@ -167,7 +177,10 @@ mod tests {
 
     #[test]
     fn modules_are_read_off_modprobe() {
-        assert_eq!(insmod("insmod /lib/modules/6.1/kernel/fs/fuse/fuse.ko "), Some("/lib/modules/6.1/kernel/fs/fuse/fuse.ko"));
+        assert_eq!(
+            insmod("insmod /lib/modules/6.1/kernel/fs/fuse/fuse.ko "),
+            Some("/lib/modules/6.1/kernel/fs/fuse/fuse.ko")
+        );
         assert_eq!(insmod("builtin virtio_pci"), None);
     }
 }
