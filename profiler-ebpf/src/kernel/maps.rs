@@ -70,9 +70,7 @@ pub fn block(number: u32) -> Option<&'static Block> {
     let key = number % CHUNK_BLOCKS;
     // SAFETY: an array map of blocks with keys of this type, and a key on the stack. Arrays keep their elements in place;
     // the daemon writes none that a program may be reading (what is given back rests before it is used again).
-    unsafe {
-        bpf_map_lookup_elem(chunk.cast_mut().cast(), (&raw const key).cast()).cast::<Block>().as_ref()
-    }
+    unsafe { bpf_map_lookup_elem(chunk.cast_mut().cast(), (&raw const key).cast()).cast::<Block>().as_ref() }
 }
 
 /// The rules that rows of those tables name: 256 KiB.
