@@ -237,5 +237,5 @@ const _: () = {
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Mapping>() == 32);
     assert!(size_of::<Space>() == 16);
-    assert!(BLOCKS_MAX % CHUNK_BLOCKS == 0);
+    assert!(BLOCKS_MAX.is_multiple_of(CHUNK_BLOCKS));
 };

@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod fixture;
+mod fuzz;
 mod load;
 mod needs;
 mod run;
@@ -32,6 +33,8 @@ enum Command {
     Fixture,
     /// Build reqprof and run it as root
     Run(run::Options),
+    /// Feed the readers of what targets control with made-up bytes
+    Fuzz(fuzz::Options),
     /// Run everything that CI runs
     Test(testing::Options),
     /// Run a command, or the tests of the BPF programs, on other kernels in QEMU
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options).map(|()| true),
         Command::Ebpf(options) => ebpf::run(&options).map(|()| true),
         Command::Fixture => fixture::run().map(|()| true),
+        Command::Fuzz(options) => fuzz::run(&options).map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),
         Command::Vm(options) => vm::run(&options).map(|()| true),

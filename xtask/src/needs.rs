@@ -19,7 +19,9 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 13] = [
+    // libFuzzer is C++.
+    Need { thing: "c++", package: "g++" },
     // `go tool pprof` reads our pprof files.
     Need { thing: "go", package: "golang-go" },
     // Flame graphs are used in it as a person would; speedscope, which is a web page, opens our files in it.

@@ -20,7 +20,10 @@ use clap::Args;
 
 use crate::site::Install;
 use crate::toolchain::Toolchain;
-use crate::{ebpf, needs, sh, toolchain, vm};
+use crate::{ebpf, fuzz, needs, sh, toolchain, vm};
+
+/// How long each fuzz target goes on from its corpus. Whoever changes a reader runs `cargo xtask fuzz` for longer.
+const FUZZ_SECONDS: u64 = 5;
 
 #[derive(Args)]
 pub struct Options {
@@ -39,7 +42,10 @@ pub fn run(options: &Options) -> Result<bool> {
         println!("warning: {error:#}");
     }
     if filter.is_none() {
-        report.check("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"])));
+        report.check("format", || {
+            sh::run(sh::cargo().args(["fmt", "--all", "--check"]))?;
+            sh::run(sh::cargo().args(["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"]))
+        });
         let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
         report.check("lints", || sh::run(sh::cargo().args(lints)));
         if !options.fast {
@@ -56,6 +62,7 @@ pub fn run(options: &Options) -> Result<bool> {
     report.tests("documentation tests", cargo_test(&["--workspace", "--doc"], filter));
     if !options.fast {
         if filter.is_none() {
+            fuzz_targets(&mut report);
             applications(&mut report);
         }
         integration_tests(&mut report, filter);
@@ -84,6 +91,21 @@ fn object(report: &mut Report) {
             report.skip(bytes, &reason);
             report.skip(lints, &reason);
         }
+    }
+}
+
+/// Their committed corpus, and a little beyond.
+fn fuzz_targets(report: &mut Report) {
+    let mut built = false;
+    report.check("fuzz targets build", || {
+        fuzz::build(&mut |line| println!("{line}"))?;
+        built = true;
+        Ok(())
+    });
+    for target in fuzz::TARGETS.iter().filter(|_| built) {
+        report.check(&format!("fuzz target {target}"), || {
+            fuzz::target_for(target, FUZZ_SECONDS, &mut |line| println!("{line}"))
+        });
     }
 }
 

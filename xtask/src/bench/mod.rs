@@ -25,6 +25,7 @@ mod report;
 mod slices;
 mod stats;
 mod steady;
+mod unwind;
 mod usage;
 
 /// As many as the smallest machine has processors; one connection each, so that latency is work and not waiting.
@@ -52,6 +53,8 @@ const INTRODUCTION: &str = "# Overhead\n\nMeasured by `cargo xtask bench overhea
 pub enum Command {
     /// CPU time, throughput and latency of a real site with and without each profiler
     Overhead(OverheadOptions),
+    /// Time per sample for deep stacks; memory of unwind tables, and how long they take to make
+    Unwind(unwind::Options),
 }
 
 #[derive(clap::Args)]
@@ -106,6 +109,7 @@ impl Database {
 pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Overhead(options) => overhead(options),
+        Command::Unwind(options) => unwind::run(options),
     }
 }
 
@@ -155,7 +159,7 @@ fn overhead(options: &OverheadOptions) -> Result<()> {
     let (title, body) = (report::title(), report::render(&bench.method(options), &pages));
     println!("## {title}\n\n{body}");
     if let Some(file) = &options.write {
-        write_document(&sh::root().join(file), &title, &body)?;
+        write_document(&sh::root().join(file), INTRODUCTION, &title, &body)?;
     }
     let failures: usize = pages.iter().map(Page::failures).sum();
     ensure!(failures == 0, "{failures} of the measurements failed; their rows say why");
@@ -324,10 +328,11 @@ fn explained<T>(outcome: Result<T>) -> Result<T, String> {
     })
 }
 
-fn write_document(file: &Path, title: &str, body: &str) -> Result<()> {
+/// `introduction`: what a new document says above its first section.
+fn write_document(file: &Path, introduction: &str, title: &str, body: &str) -> Result<()> {
     let before = match fs::read_to_string(file) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => INTRODUCTION.into(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => introduction.into(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
     };
     if let Some(folder) = file.parent() {

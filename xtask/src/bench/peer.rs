@@ -101,31 +101,31 @@ impl Tools {
     /// Attaches a profiler and returns once it really watches every worker.
     pub fn attach(&self, peer: Peer, site: &Site) -> Result<Attached> {
         match peer {
-            Peer::Reqprof => self.attach_reqprof(None, site),
-            Peer::Reqprof999 => self.attach_reqprof(Some(FAST_HZ), site),
+            // The site alone: what else the machine serves is neither measured nor counted.
+            Peer::Reqprof => self.attach_reqprof(None, site.service.pid(), &site.workers()),
+            Peer::Reqprof999 => self.attach_reqprof(Some(FAST_HZ), site.service.pid(), &site.workers()),
             Peer::PySpy => self.attach_py_spy(site),
             Peer::Clock999 => Ok(Attached { _clocks: clocks()?, ..Attached::nothing() }),
             Peer::Control | Peer::Pyinstrument | Peer::Cprofile => Ok(Attached::nothing()),
         }
     }
 
-    fn attach_reqprof(&self, rate: Option<u32>, site: &Site) -> Result<Attached> {
+    /// Attaches reqprof to a process and its children, and waits until it watches these.
+    pub fn attach_reqprof(&self, rate: Option<u32>, pid: u32, workers: &[u32]) -> Result<Attached> {
         // A fresh store every time: no slice inherits another's work.
         let store = self.home.join("store");
         remove_store(&store)?;
         let addr = free_port()?;
         let mut command = Command::new(self.reqprof.as_ref().context("reqprof was not built")?);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
-        // The site alone: what else the machine serves is neither measured nor counted.
-        command.args(["--pid", &site.service.pid().to_string()]);
+        command.args(["--pid", &pid.to_string()]);
         if let Some(rate) = rate {
             command.args(["--freq", &rate.to_string()]);
         }
         let mut service =
             Service::start("reqprof", command, &self.home.join("reqprof.log"), &Lifetime::Bound)?;
         service.wait_for("ready", ATTACH_LIMIT, || is_ready(addr).then_some(()))?;
-        let workers = site.workers();
-        service.wait_for("watching every worker", ATTACH_LIMIT, || watches(addr, &workers).then_some(()))?;
+        service.wait_for("watching every worker", ATTACH_LIMIT, || watches(addr, workers).then_some(()))?;
         Ok(Attached { service: Some(service), api: Some(addr), ..Attached::nothing() })
     }
 

@@ -46,12 +46,12 @@ impl Steady {
 
 /// Turns the kernel's run-time statistics on as long as it lives (bpf(2), `BPF_ENABLE_STATS`, kernel 5.8). Unlike the
 /// sysctl `kernel.bpf_stats_enabled` this ends with the process, however the process ends.
-struct Counting {
+pub struct Counting {
     _descriptor: OwnedFd,
 }
 
 impl Counting {
-    fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         /// Both from the kernel's include/uapi/linux/bpf.h.
         const BPF_ENABLE_STATS: libc::c_long = 32;
         const BPF_STATS_RUN_TIME: u32 = 0;
@@ -69,16 +69,25 @@ impl Counting {
 }
 
 /// What reqprof has counted so far.
-struct Counters {
+pub struct Counters {
     samples: f64,
     probe_seconds: Vec<(String, f64)>,
 }
 
 impl Counters {
-    fn of(attached: &Attached) -> Result<Option<Self>> {
+    pub fn of(attached: &Attached) -> Result<Option<Self>> {
         let Some(addr) = attached.api else { return Ok(None) };
         let samples = metric(addr, SAMPLE_METRIC)?.into_iter().map(|(_, value)| value).sum();
         Ok(Some(Self { samples, probe_seconds: metric(addr, PROBE_METRIC)? }))
+    }
+
+    /// Samples since then, and seconds inside the programs of this name.
+    pub fn since(&self, before: &Self, probe: &str) -> (f64, f64) {
+        let labels = format!("probe=\"{probe}\"");
+        let seconds = |counters: &Self| -> f64 {
+            counters.probe_seconds.iter().filter(|(name, _)| *name == labels).map(|(_, value)| value).sum()
+        };
+        (self.samples - before.samples, seconds(self) - seconds(before))
     }
 }
 

@@ -1,0 +1,14 @@
+//! As in the daemon, for what is read there.
+
+#[rustfmt::skip]
+#[path = "../../../profiler-daemon/src/process/elf.rs"]
+pub mod elf;
+
+/// What `elf` asks of a mapping.
+pub mod maps {
+    pub struct Mapping {
+        pub start: u64,
+        pub offset: u64,
+        pub executable: bool,
+    }
+}
