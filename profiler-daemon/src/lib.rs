@@ -22,5 +22,8 @@ pub mod store;
 pub mod symbolize;
 
 #[cfg(test)]
+#[path = "../tests/support/interpreters.rs"]
+mod interpreters;
+#[cfg(test)]
 #[path = "../tests/support/skip.rs"]
 mod skip;

@@ -34,6 +34,7 @@ pub use reason::Reason;
 
 use crate::process::elf::ElfFile;
 use crate::process::identity::ProcessKey;
+use crate::process::python::TAIL_CALL_PREFIX;
 use crate::profile::{Frame, FrameKind};
 
 use generations::Generations;
@@ -277,7 +278,7 @@ impl Symbolizer {
         match process.code(raw) {
             Ok(code) => {
                 let frame = Frame {
-                    name: code.qualname.clone(),
+                    name: code.name.clone(),
                     file: code.filename.clone(),
                     line: code.line(raw.lasti()),
                     first_line: code.first_line,
@@ -332,7 +333,9 @@ impl Symbolizer {
         }
         match self.native.resolve(&module, vaddr, &mut self.interner) {
             Some(frames) => {
-                let is_loop = frames.iter().any(|f| f.name.starts_with(LOOP_PREFIX));
+                let is_loop = frames
+                    .iter()
+                    .any(|f| f.name.starts_with(LOOP_PREFIX) || f.name.starts_with(TAIL_CALL_PREFIX));
                 let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
                 Resolved { frames, kind }
             }

@@ -27,6 +27,8 @@ use super::{
 
 /// Frames walked by one program of the chain: small enough for the oldest verifier, and 32 links reach the limit.
 const FRAMES_PER_STEP: usize = 16;
+/// Few enough links for the chain, which the kernel ends after 33, to reach its end, also where frames are not shown.
+const STEPS_MAX: u32 = 28;
 /// A frame pointer further than this above the stack pointer is not one: the default thread stack is 8 MiB.
 const STACK_SPAN: u64 = 8 << 20;
 
@@ -176,6 +178,10 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
         step(walk);
     }
     walk.steps += 1;
+    if walk.steps > STEPS_MAX && walk.mode != DONE {
+        walk.sample.header.flags |= flags::TRUNCATED;
+        walk.mode = DONE;
+    }
     let next = if walk.mode == DONE { STEP_FINISH } else { STEP_WALK };
     // SAFETY: the array holds perf-event programs.
     unsafe { SAMPLE_STEPS.tail_call(ctx, next) };
@@ -187,8 +193,8 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
 #[inline(always)]
 fn push(walk: &mut Walk, frame: RawFrame) {
     let at = walk.count as usize;
-    // One slot short of the limit, and few enough steps for the chain of tail calls to reach its end.
-    if at >= USER_FRAMES_MAX - 1 || walk.steps > 28 {
+    // One slot short of the limit.
+    if at >= USER_FRAMES_MAX - 1 {
         walk.sample.header.flags |= flags::TRUNCATED;
         walk.mode = DONE;
         return;
@@ -205,18 +211,17 @@ fn step(walk: &mut Walk) {
         let hot = pc >= target.loop_start && pc < target.loop_end;
         let cold = pc >= target.cold_start && pc < target.cold_end;
         let in_loop = walk.python != 0 && (hot || cold);
-        if in_loop {
-            walk.mode = PYTHON_SEGMENT;
-        } else {
+        if !in_loop {
             let kind = if walk.leaf != 0 { FRAME_NATIVE_LEAF } else { FRAME_NATIVE_CALLER };
             push(walk, RawFrame::new(kind, walk.pc, 0, 0));
             if walk.mode != DONE {
                 native_caller(walk);
             }
+            return;
         }
-    } else {
-        python_frame(walk);
+        walk.mode = PYTHON_SEGMENT;
     }
+    python_frame(walk);
 }
 
 /// Moves to the caller by frame pointer, or ends the native chain.
@@ -247,7 +252,9 @@ fn python_frame(walk: &mut Walk) {
     match python::step(&Current, &walk.target.python, address, &mut walk.scratch) {
         Ok(step) => {
             walk.python = step.previous;
-            push(walk, step.frame);
+            if !step.shim {
+                push(walk, step.frame);
+            }
             if step.entry && walk.mode == PYTHON_SEGMENT {
                 native_caller(walk);
             }
