@@ -7,6 +7,7 @@ mod ebpf;
 mod fixture;
 mod load;
 mod needs;
+mod pythons;
 mod run;
 mod sh;
 mod site;

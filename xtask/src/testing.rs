@@ -19,7 +19,7 @@ use clap::Args;
 
 use crate::site::Install;
 use crate::toolchain::Toolchain;
-use crate::{ebpf, needs, sh, toolchain};
+use crate::{ebpf, needs, pythons, sh, toolchain};
 
 #[derive(Args)]
 pub struct Options {
@@ -49,6 +49,9 @@ pub fn run(options: &Options) -> Result<bool> {
         // First, since unit tests too look at interpreters and their headers.
         for (package, reason) in needs::packages() {
             report.skip(&format!("Debian's package {package}"), &reason);
+        }
+        for (what, reason) in pythons::ensure() {
+            report.skip(&what, &reason);
         }
     }
     report.tests("unit tests", cargo_test(&["--workspace", "--lib", "--bins"], filter));

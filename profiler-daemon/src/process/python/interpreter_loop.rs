@@ -58,3 +58,49 @@ impl InterpreterLoop {
         self.cold.as_ref().is_some_and(|cold| cold.contains(&address))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skip::skip;
+    use std::fs::File;
+    use std::process::Command;
+
+    /// As a build with tail calls is laid out: the loop's symbol covers next to nothing.
+    const TAIL_CALLS: &str = r#"
+        __attribute__((used)) static void _TAIL_CALL_A(void) { __asm__(".skip 6000, 0x90"); }
+        __attribute__((used)) static void _TAIL_CALL_B(void) { __asm__(".skip 6000, 0x90"); }
+        void _PyEval_EvalFrameDefault(void) { }
+    "#;
+
+    fn find(program: &std::path::Path) -> InterpreterLoop {
+        let elf = ElfFile::parse(File::open(program).unwrap()).unwrap();
+        let symbols = elf.symbols(&["_PyEval_EvalFrameDefault"]).unwrap();
+        InterpreterLoop::find(&elf, symbols["_PyEval_EvalFrameDefault"]).unwrap()
+    }
+
+    #[test]
+    fn builds_with_tail_calls_are_recognised() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("loop.c"), folder.path().join("loop.so"));
+        std::fs::write(&source, TAIL_CALLS).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(&program).arg(&source);
+        if compiler.status().is_err() {
+            return skip("builds_with_tail_calls_are_recognised", "no C compiler");
+        }
+        let code = find(&program);
+        let cold = code.cold.clone().unwrap();
+        assert!(code.found && code.hot.end - code.hot.start < 100);
+        assert!((12_000..12_200).contains(&(cold.end - cold.start)), "{code:x?}");
+        assert!(code.is_cold(cold.start + 9000) && !code.is_cold(code.hot.start));
+        let moved = code.moved(0x1000);
+        assert_eq!(moved.hot.start, code.hot.start + 0x1000);
+        assert_eq!(moved.cold.unwrap().end, cold.end + 0x1000);
+
+        // Without symbols, at least that it is one.
+        assert!(Command::new("strip").arg(&program).status().is_ok_and(|status| status.success()));
+        let stripped = find(&program);
+        assert_eq!((stripped.cold, stripped.found), (None, false));
+    }
+}

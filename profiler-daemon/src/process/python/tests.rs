@@ -58,7 +58,7 @@ pub(crate) fn on_version(name: &str, version: &'static str, test: fn(&Interprete
     let outcomes: Vec<_> = builds
         .iter()
         .map(|build| {
-            eprintln!("on {}", build.name);
+            eprintln!("on {}", build.name());
             test(build)
         })
         .collect();
@@ -82,7 +82,8 @@ pub(crate) struct Python {
 impl Python {
     pub(crate) fn start(interpreter: &Interpreter, script: &str) -> Self {
         let mut command = interpreter.command();
-        command.args(["-I", "-c", script]);
+        // Not isolated: a program that embeds one is told by the environment where its library is.
+        command.args(["-s", "-c", script]);
         Self::spawn(command)
     }
 
@@ -125,7 +126,9 @@ fn wait_until_blocked(pid: u32) {
     let asleep = || {
         std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(|task| {
             let stat = std::fs::read(task.path().join("stat")).unwrap_or_default();
-            memchr::memrchr(b')', &stat).and_then(|n| stat.get(n + 2)).is_none_or(|&state| state == b'S')
+            let state = memchr::memrchr(b')', &stat).and_then(|n| stat.get(n + 2));
+            assert_ne!(state, Some(&b'Z'), "it ended");
+            state.is_none_or(|&state| state == b'S')
         })
     };
     while !asleep() {
@@ -296,7 +299,7 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
 /// Oracle: the compiler, with the version's own headers. Both the table and what the interpreter says of itself.
 fn offsets_agree_with_the_headers(interpreter: &Interpreter) -> Result<(), String> {
     if interpreter.headers.is_empty() {
-        return Err(format!("{} has no headers", interpreter.name));
+        return Err(format!("{} has no headers", interpreter.name()));
     }
     let dir = tempfile::tempdir().unwrap();
     let (source, binary) = (dir.path().join("o.c"), dir.path().join("o"));
@@ -459,7 +462,7 @@ outer(True)
         assert!(maps.lookup(cold.start).unwrap().executable && size(cold) > 1000);
         assert!(!code.hot.contains(&cold.start));
     }
-    eprintln!("{}: loop {code:x?}", interpreter.name);
+    eprintln!("{}: loop {code:x?}", interpreter.name());
     let (thread, codes) = python.output[0].split_once(' ').unwrap();
     // Left out: the generator, whose own frame was there when it ran.
     let codes: Vec<u64> = codes.trim_matches(['[', ']']).split(", ").map(|n| n.parse().unwrap()).collect();
@@ -484,6 +487,19 @@ outer(True)
     Ok(())
 }
 on_each_version!(frames_are_reached_through_the_key);
+
+/// In a program that has the interpreter in it, whose key is in a block of its own.
+fn embedded_interpreters_are_walked(interpreter: &Interpreter) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let without = || format!("{} has no shared library with headers", interpreter.name());
+    let embedding = interpreter.embedded(folder.path()).ok_or_else(without)??;
+    let python = Python::start(&embedding, "print('ready', flush=True); import sys; sys.stdin.readline()");
+    let target = detect(python.pid(), &Maps::read(python.pid()).unwrap()).unwrap().unwrap();
+    assert!(target.tss_key >= 32, "{target:?}");
+    drop(python);
+    frames_are_reached_through_the_key(&embedding)
+}
+on_each_version!(embedded_interpreters_are_walked);
 
 /// Debian has no build of any of these, and no version after the newest.
 #[test]

@@ -107,7 +107,7 @@ fn agrees_with_the_interpreter_everywhere(interpreter: &Interpreter) -> Result<(
             assert_eq!(ours, theirs);
         }
     }
-    eprintln!("{}: {compared} instructions, {without} without a line", interpreter.name);
+    eprintln!("{}: {compared} instructions, {without} without a line", interpreter.name());
     assert!(compared > 50_000);
     Ok(())
 }

@@ -1,0 +1,221 @@
+"""A server of the standard library alone that knows how its own calls are nested, on CPython 3.8 to 3.14.
+
+Each route burns CPU at the end of one chain of calls, in which every function has a single call site:
+
+| route | on the way to its leaf |
+|---|---|
+| /calls | plain calls |
+| /sorted | `sorted` with a key function, twice: C that calls Python |
+| /generator | a generator that delegates to another, and a `for` over it |
+| /extension | a C extension that calls back (`json` with an object hook) |
+| /made | an `__init__`, called so often that calls of it are specialised |
+| /deep | 200 calls of one function |
+| /released | zlib, which lets go of the GIL while it works |
+
+`GET /ROUTE/N` burns and answers with what came of it. `GET /truth/ROUTE` answers, as JSON, with the chain of frames as the
+interpreter itself sees it in that route's leaf, outermost first, and for each the lines that its function has. Every
+connection is served by a thread of its own.
+
+    python nesting.py PORT
+"""
+
+import dis
+import json
+import sys
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+DEPTH = 200
+TURNS = 40_000
+# Looks random enough that zlib has to work for its output.
+ZLIB_INPUT = bytes((i * i * 31 + i // 7) % 251 for i in range(1 << 17))
+TEXT = json.dumps({"outer": {"inner": 1}})
+
+# Set in a thread whose next leaf is to say how it was reached.
+asked = threading.local()
+
+
+def lines_of(code):
+    if hasattr(code, "co_lines"):
+        return {line for _, _, line in code.co_lines() if line}
+    return {line for _, line in dis.findlinestarts(code)}
+
+
+def reached():
+    """Called by a leaf: remembers its chain of callers if that was asked for."""
+    if not getattr(asked, "wanted", False):
+        return
+    frame, chain = sys._getframe(1), []
+    while frame is not None:
+        code = frame.f_code
+        chain.append(
+            {
+                "name": getattr(code, "co_qualname", code.co_name),
+                "file": code.co_filename,
+                "first_line": code.co_firstlineno,
+                "line": frame.f_lineno,
+                "lines": sorted(lines_of(code) | {code.co_firstlineno}),
+            }
+        )
+        frame = frame.f_back
+    asked.chain = chain[::-1]
+    asked.wanted = False
+
+
+def calls():
+    return calls_middle()
+
+
+def calls_middle():
+    return calls_leaf()
+
+
+def calls_leaf():
+    reached()
+    value = 1
+    for i in range(TURNS):
+        value = (value * 31 + i) % 1_000_003
+    return value
+
+
+def by_sorting():
+    return sorted([1], key=sorted_outer)
+
+
+def sorted_outer(item):
+    return sorted([item], key=sorted_leaf)
+
+
+def sorted_leaf(item):
+    reached()
+    value = item
+    for i in range(TURNS):
+        value = (value * 31 + i) % 1_000_003
+    return value
+
+
+def generated():
+    total = 0
+    for value in generator_outer():
+        total += value
+    return total
+
+
+def generator_outer():
+    yield from generator_leaf()
+
+
+def generator_leaf():
+    reached()
+    value = 1
+    for i in range(TURNS):
+        value = (value * 31 + i) % 1_000_003
+    yield value
+
+
+class Hook:
+    def __call__(self, found):
+        if "inner" in found:
+            return self.leaf()
+        return found
+
+    def leaf(self):
+        reached()
+        value = 1
+        for i in range(TURNS):
+            value = (value * 31 + i) % 1_000_003
+        return value
+
+
+def extended():
+    return json.loads(TEXT, object_hook=Hook())
+
+
+class Made:
+    def __init__(self):
+        self.value = made_leaf()
+
+
+def made_leaf():
+    reached()
+    value = 1
+    for i in range(400):
+        value = (value * 31 + i) % 1_000_003
+    return value
+
+
+def made():
+    value = 0
+    for _ in range(TURNS // 400):
+        value += Made().value
+    return value
+
+
+def deep():
+    return descend(DEPTH)
+
+
+def descend(left):
+    if left:
+        return descend(left - 1)
+    return deep_leaf()
+
+
+def deep_leaf():
+    reached()
+    value = 1
+    for i in range(TURNS):
+        value = (value * 31 + i) % 1_000_003
+    return value
+
+
+def released():
+    return released_leaf()
+
+
+def released_leaf():
+    reached()
+    return len(zlib.compress(ZLIB_INPUT, 6))
+
+
+ROUTES = {
+    "calls": calls,
+    "sorted": by_sorting,
+    "generator": generated,
+    "extension": extended,
+    "made": made,
+    "deep": deep,
+    "released": released,
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        first, second = self.path.strip("/").split("/")
+        wanted = first == "truth"
+        if wanted:
+            asked.wanted = True
+        body = str(self.burn(ROUTES[second if wanted else first])).encode()
+        if wanted:
+            body = json.dumps(asked.chain).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def burn(self, route):
+        return route()
+
+    def log_message(self, *arguments):
+        pass
+
+
+if __name__ == "__main__":
+    # Calls are specialised before anything is measured.
+    for function in ROUTES.values():
+        for _ in range(3):
+            function()
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -1,0 +1,95 @@
+//! Interpreters that were built for a newer C library than the one whose functions can be probed, made to run with this
+//! machine's.
+//!
+//! Their code is untouched. What they ask of the newer library are a few functions that only have another name there
+//! (C23's `strtol` and its kin): a small library provides these names, and the versions they are asked for by are made
+//! optional in a copy of the program. Needed until requests can be seen without the C library's functions.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::interpreters::Interpreter;
+
+/// The newest C library of GNU whose functions can be probed.
+const PROBED: u32 = 40;
+
+const NAMES: &str = r#"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <wchar.h>
+long number(const char *, char **, int) __asm__("__isoc23_strtol");
+long number(const char *text, char **end, int base) { return strtol(text, end, base); }
+unsigned long positive(const char *, char **, int) __asm__("__isoc23_strtoul");
+unsigned long positive(const char *text, char **end, int base) { return strtoul(text, end, base); }
+long wide(const wchar_t *, wchar_t **, int) __asm__("__isoc23_wcstol");
+long wide(const wchar_t *text, wchar_t **end, int base) { return wcstol(text, end, base); }
+int scan(const char *, const char *, ...) __asm__("__isoc23_sscanf");
+int scan(const char *text, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    int found = vsscanf(text, format, list);
+    va_end(list);
+    return found;
+}
+"#;
+
+/// A command that runs this interpreter with a C library that can be probed.
+pub fn command(interpreter: &Interpreter) -> Result<Command, String> {
+    const VERSION: &str = "import os; print(os.confstr('CS_GNU_LIBC_VERSION'))";
+    let output = interpreter.command().args(["-c", VERSION]).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let minor = said.strip_prefix("glibc 2.").and_then(|minor| minor.parse::<u32>().ok());
+    let minor = minor.ok_or_else(|| format!("{} says of its C library: {said:?}", interpreter.name()))?;
+    let Some(prefix) = interpreter.prefix.as_deref().filter(|_| minor > PROBED) else {
+        return Ok(interpreter.command());
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rehosted-{}", interpreter.version));
+    let io = |error: std::io::Error| format!("{}: {error}", folder.display());
+    fs::create_dir_all(&folder).map_err(io)?;
+    let program = folder.join(format!("python{}", interpreter.version));
+    let mut elf = fs::read(&interpreter.program).map_err(io)?;
+    make_versions_optional(&mut elf).ok_or("its version needs are not understood")?;
+    // A copy that runs cannot be written to.
+    let _ = fs::remove_file(&program);
+    fs::copy(&interpreter.program, &program).map_err(io)?;
+    fs::write(&program, elf).map_err(io)?;
+    let (source, names) = (folder.join("names.c"), folder.join("names.so"));
+    fs::write(&source, NAMES).map_err(io)?;
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&names).arg(&source).output();
+    let built = built.map_err(|error| format!("no C compiler: {error}"))?;
+    if !built.status.success() {
+        return Err(String::from_utf8_lossy(&built.stderr).into_owned());
+    }
+    let mut command = Command::new(program);
+    command.env("LD_PRELOAD", names).env("PYTHONHOME", prefix);
+    Ok(command)
+}
+
+/// Marks every version that the file needs of a library as weak (System V ABI, `VER_FLG_WEAK`).
+fn make_versions_optional(elf: &mut [u8]) -> Option<()> {
+    const SHT_GNU_VERNEED: u64 = 0x6fff_fffe;
+    const WEAK: u8 = 2;
+    let number = |elf: &[u8], at: usize, size: usize| {
+        let mut bytes = [0; 8];
+        bytes[..size].copy_from_slice(elf.get(at..at + size)?);
+        Some(u64::from_le_bytes(bytes) as usize)
+    };
+    let (sections, size, count) = (number(elf, 0x28, 8)?, number(elf, 0x3a, 2)?, number(elf, 0x3c, 2)?);
+    let section = (0..count)
+        .map(|n| sections + n * size)
+        .find(|&at| number(elf, at + 4, 4) == Some(SHT_GNU_VERNEED as usize))?;
+    let mut need = number(elf, section + 24, 8)?;
+    loop {
+        let mut version = need + number(elf, need + 8, 4)?;
+        for _ in 0..number(elf, need + 2, 2)? {
+            *elf.get_mut(version + 4)? |= WEAK;
+            version += number(elf, version + 12, 4)?;
+        }
+        match number(elf, need + 12, 4)? {
+            0 => return Some(()),
+            next => need += next,
+        }
+    }
+}
