@@ -216,7 +216,8 @@ pub(crate) mod tests {
     fn somebody_elses_directory_is_refused() {
         // Only root can give a directory away.
         let dir = private_dir();
-        if std::os::unix::fs::chown(dir.path(), Some(65_534), None).is_err() {
+        if let Err(error) = std::os::unix::fs::chown(dir.path(), Some(65_534), None) {
+            crate::skip::skip("somebody_elses_directory_is_refused", error);
             return;
         }
         assert!(matches!(open(dir.path()), Err(DirectoryError::Owner { uid: 65_534, .. })));

@@ -23,7 +23,6 @@ pub mod symbolize;
 
 #[cfg(test)]
 #[path = "../tests/support/interpreters.rs"]
-#[expect(dead_code, reason = "the integration tests use more of it")]
 mod interpreters;
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]

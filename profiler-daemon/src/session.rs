@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use crossbeam_channel::{Sender, bounded};
-use profiler_common::Stat;
+use profiler_common::{STAT_COUNT, Stat};
 use serde_json::{Value, json};
 
 use crate::bpf::{
@@ -21,7 +21,7 @@ use crate::config::{Config, Selection};
 use crate::health::{self, Health};
 use crate::pipeline::{
     BATCHES, CONTROLS, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer,
-    Reader, Stats,
+    Reader, Snapshot, Stats,
 };
 use crate::process::manager::{self, Manager};
 use crate::process::patience::{PATIENCE, Unanswered};
@@ -35,10 +35,13 @@ use crate::store;
 /// to look for itself.
 const MANAGER_QUEUE: usize = 8192;
 
-/// How long the manager's queue may take no message: it is full only while the manager hangs.
+/// How long a stage's queue may take no message: it is full only while the stage hangs.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
-/// How long a stage may take to end. All together stay below the 90 s after which a service manager kills.
-const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long a stage may take to end. A service manager kills after 90 s: three stages and the word to two of them take at
+/// most 40 s, the server, its queries and a reload 15 s before that, the files 10 s and the store 20 s after it.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Metrics are not read from the kernel again for whoever asks sooner.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether the kernel counts the time in BPF programs.
 const STATS_SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -73,8 +76,9 @@ pub struct Gauges {
     pub stats: Stats,
     kernel: Arc<KernelStats>,
     run_times: RunTimes,
-    active: Option<Entries>,
-    connections: Option<Entries>,
+    maps: Vec<(&'static str, Entries)>,
+    sample_hz: u32,
+    refreshed: Mutex<Option<Instant>>,
     started: jiff::Timestamp,
     pub health: Health,
 }
@@ -83,11 +87,30 @@ pub struct Gauges {
 pub struct Session {
     pub gauges: Arc<Gauges>,
     live: Live,
+    stages: Stages<Ebpf>,
+}
+
+/// The running threads, and how each is told to end. `T`: what the manager gives back.
+struct Stages<T> {
     manager: Sender<manager::Message>,
     control: Sender<Control>,
-    manager_thread: JoinHandle<Ebpf>,
+    manager_thread: JoinHandle<T>,
     reader_thread: JoinHandle<()>,
     finisher_thread: JoinHandle<()>,
+}
+
+impl<T> Stages<T> {
+    /// Ends every stage in the order of the data, waiting at most `tell` for room in a queue and `stop` for an end.
+    fn stop(self, tell: Duration, stop: Duration) -> Option<T> {
+        // Whoever has no room for the message is waited for in vain, and named for that.
+        let _ = self.manager.send_timeout(manager::Message::Stop, tell);
+        let object = health::join("manager", self.manager_thread, stop);
+        let _ = self.control.send_timeout(Control::Stop, tell);
+        drop(self.control);
+        health::join("reader", self.reader_thread, stop);
+        health::join("finisher", self.finisher_thread, stop);
+        object
+    }
 }
 
 /// The part of the configuration that a reload changes.
@@ -96,7 +119,6 @@ pub fn live_settings(config: &Config) -> LiveSettings {
         routes: config.routes.clone(),
         patterns: config.route_patterns.clone(),
         min_duration: config.min_duration,
-        native_frames: config.native_frames,
     }
 }
 
@@ -152,21 +174,25 @@ impl Session {
             stats: stats.clone(),
             kernel: kernel_stats.clone(),
             run_times,
-            active: kernel.active_entries,
-            connections: kernel.connection_entries,
+            maps: kernel.entries,
+            sample_hz: config.freq,
+            refreshed: Mutex::new(None),
             started: jiff::Timestamp::now(),
             health: health.clone(),
         });
+        metrics.set_sample_rate(f64::from(config.freq));
 
         let live = Live::new(live_settings(config));
         let (live_for_finisher, finisher_targets, finisher_stats) =
             (live.clone(), targets.clone(), stats.clone());
+        let native_frames = config.native_frames;
         // The symboliser stays on the thread that makes it.
         let pulse = health.stage("finisher");
         let finisher_thread = thread("finisher", move || {
             let _alive = pulse.alive();
             let mut finisher =
                 Finisher::new(finisher_targets, naming, live_for_finisher, metrics, finisher_stats);
+            finisher.native_frames = native_frames;
             finisher.store = outputs.store;
             finisher.files = outputs.files;
             finisher.observer = outputs.observer;
@@ -193,32 +219,25 @@ impl Session {
             let _alive = pulse.alive();
             manager.run(&for_manager)
         })?;
-        Ok(Self {
-            gauges,
-            live,
+        let stages = Stages {
             manager: to_manager,
             control: to_reader,
             manager_thread,
             reader_thread,
             finisher_thread,
-        })
+        };
+        Ok(Self { gauges, live, stages })
     }
 
-    /// Takes over another configuration's settings.
+    /// Takes over what a reload can change; see [`Config::reload_from`].
     pub fn configure(&self, config: &Config) {
         self.live.set(live_settings(config));
-        let message = manager::Message::Configure {
-            selection: config.selection.clone(),
-            frequency: u64::from(config.freq),
-        };
-        // It is gone when the session ends; when it hangs, readiness says so.
-        let _ = self.manager.send_timeout(message, TELL_LIMIT);
     }
 
     /// Looks at a process and its children from now on; returns when it does.
     pub fn include(&self, pid: u32) {
         let (done, wait) = bounded(1);
-        if self.manager.send_timeout(manager::Message::Include { pid, done }, TELL_LIMIT).is_ok() {
+        if self.stages.manager.send_timeout(manager::Message::Include { pid, done }, TELL_LIMIT).is_ok() {
             let _ = wait.recv_timeout(TELL_LIMIT);
         }
     }
@@ -227,14 +246,8 @@ impl Session {
     /// and left: the kernel takes its part back when the process ends.
     pub fn stop(self) {
         self.gauges.health.stopping();
-        let _ = self.manager.send_timeout(manager::Message::Stop, TELL_LIMIT);
-        let object = health::join("manager", self.manager_thread, STOP_LIMIT);
-        let _ = self.control.send(Control::Stop);
-        drop(self.control);
-        health::join("reader", self.reader_thread, STOP_LIMIT);
-        health::join("finisher", self.finisher_thread, STOP_LIMIT);
-        // Detaches everything.
-        drop(object);
+        // Dropping what the manager gives back detaches everything.
+        drop(self.stages.stop(TELL_LIMIT, STOP_LIMIT));
     }
 }
 
@@ -256,16 +269,22 @@ impl Gauges {
         if attached { Ok(()) } else { Err("no C library carries boundary probes".into()) }
     }
 
-    /// Brings the metrics up to date.
+    /// Brings the metrics up to date, for whoever is about to read them.
     pub fn refresh(&self) {
+        // Held to the end: who asks meanwhile gets what is being read now.
+        let mut refreshed = self.refreshed.lock().unwrap_or_else(PoisonError::into_inner);
+        if refreshed.is_some_and(|last| last.elapsed() < REFRESH_EVERY) {
+            return;
+        }
+        *refreshed = Some(Instant::now());
         let kernel = self.kernel.totals();
         let stats = self.stats.snapshot();
         let m = &self.metrics;
         m.set_samples(total(&kernel, Stat::SamplesEmitted) + total(&kernel, Stat::SamplesOutsideRequest));
-        for (reason, n) in self.unattributed() {
+        for (reason, n) in unattributed(&kernel, &stats) {
             m.set_samples_unattributed(reason, n);
         }
-        for (stage, reason, n) in self.lost() {
+        for (stage, reason, n) in lost(&kernel, &stats) {
             m.set_events_lost(stage, reason, n);
         }
         m.set_unwind_errors("python", "fault", total(&kernel, Stat::PythonFault));
@@ -274,11 +293,10 @@ impl Gauges {
         for (kind, reason, n) in &stats.unresolved {
             m.set_unwind_errors(kind_name(*kind), reason, *n);
         }
-        m.set_map("targets", self.targets.list().len() as u64, 16_384);
-        let maps = [("connections", &self.connections, 65_536), ("active", &self.active, 16_384)];
-        for (name, map, capacity) in maps {
-            if let Some(Ok(entries)) = map.as_ref().map(Entries::count) {
-                m.set_map(name, entries, capacity);
+        for (name, map) in &self.maps {
+            // Before Linux 5.6 nobody can say, and nothing is better than 0.
+            if let Ok(entries) = map.count() {
+                m.set_map(name, entries, u64::from(map.capacity()));
             }
         }
         // 0 would read as "costs nothing" where the kernel does not count.
@@ -286,46 +304,6 @@ impl Gauges {
         for (program, ns, _) in self.run_times.read().into_iter().filter(|(_, ns, _)| counts || *ns > 0) {
             m.set_probe_seconds(program, ns as f64 / 1e9);
         }
-    }
-
-    fn unattributed(&self) -> Vec<(&'static str, u64)> {
-        let kernel = self.kernel.totals();
-        let c = self.stats.snapshot().correlate;
-        vec![
-            ("outside_request", total(&kernel, Stat::SamplesOutsideRequest)),
-            ("after_response", c.samples_after_response),
-            ("interleaved", c.samples_interleaved),
-            ("revoked", c.samples_revoked),
-            ("unknown_request", c.samples_unknown),
-        ]
-    }
-
-    fn lost(&self) -> Vec<(&'static str, &'static str, u64)> {
-        let kernel = self.kernel.totals();
-        let s = self.stats.snapshot();
-        let k = |stat| total(&kernel, stat);
-        vec![
-            ("kernel", "sample_ring_full", k(Stat::SamplesLostRing)),
-            ("kernel", "sample_walk", k(Stat::SamplesLostWalk)),
-            ("kernel", "boundary_ring_full", k(Stat::BoundaryLostRing)),
-            ("kernel", "request_start_ring_full", k(Stat::RequestsLostRing)),
-            ("kernel", "process_ring_full", k(Stat::ProcessLostRing)),
-            ("kernel", "connections_full", k(Stat::ConnectionsFull)),
-            ("kernel", "active_full", k(Stat::ActiveFull)),
-            ("kernel", "targets_full", k(Stat::TargetsFull)),
-            ("kernel", "head_fault", k(Stat::HeadReadFault)),
-            ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
-            ("decode", "malformed", s.undecodable),
-            ("manager", "queue_full", s.manager_untold),
-            ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
-            ("correlate", "table_full", s.correlate.refused),
-            ("profile", "builders_full", s.samples_without_room),
-            ("profile", "nodes_full", s.samples_folded),
-            ("process", "unanswered", PATIENCE.report().late),
-            ("profile", "process_undecided", s.undecided),
-            ("files", "queue_full", s.files_dropped),
-            ("files", "write_failed", s.files_failed),
-        ]
     }
 
     /// The object of `/api/v1/status`.
@@ -341,6 +319,7 @@ impl Gauges {
             "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
             "started": self.started.to_string(),
             "probes": self.probes.snapshot(),
+            "rates": { "sample_hz": self.sample_hz },
             "targets": self.targets.list().len(),
             "requests": {
                 // begun + pipelined = finished + open + lost + discarded
@@ -356,9 +335,9 @@ impl Gauges {
             "samples": {
                 "emitted": total(&kernel, Stat::SamplesEmitted),
                 "attributed": s.correlate.samples_attributed,
-                "unattributed": map(self.unattributed().into_iter().map(|(r, n)| (r.to_owned(), n)).collect()),
+                "unattributed": map(unattributed(&kernel, &s).map(|(r, n)| (r.to_owned(), n)).to_vec()),
             },
-            "lost": map(self.lost().into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
+            "lost": map(lost(&kernel, &s).into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
             "unwind_errors": map(s.unresolved.iter().map(|(kind, reason, n)| (format!("{}.{reason}", kind_name(*kind)), *n)).collect()),
             "symbol_bytes": s.symbol_bytes,
             "stages": self.health.states().into_iter().collect::<BTreeMap<_, _>>(),
@@ -397,11 +376,85 @@ impl Gauges {
     }
 }
 
+/// Samples that are no request's, by reason.
+fn unattributed(kernel: &[u64; STAT_COUNT as usize], stats: &Snapshot) -> [(&'static str, u64); 5] {
+    let c = &stats.correlate;
+    [
+        ("outside_request", total(kernel, Stat::SamplesOutsideRequest)),
+        ("after_response", c.samples_after_response),
+        ("interleaved", c.samples_interleaved),
+        ("revoked", c.samples_revoked),
+        ("unknown_request", c.samples_unknown),
+    ]
+}
+
+/// Everything that was lost between the kernel and the store, by stage and reason.
+fn lost(kernel: &[u64; STAT_COUNT as usize], s: &Snapshot) -> Vec<(&'static str, &'static str, u64)> {
+    let k = |stat| total(kernel, stat);
+    vec![
+        ("kernel", "sample_ring_full", k(Stat::SamplesLostRing)),
+        ("kernel", "sample_walk", k(Stat::SamplesLostWalk)),
+        ("kernel", "boundary_ring_full", k(Stat::BoundaryLostRing)),
+        ("kernel", "request_start_ring_full", k(Stat::RequestsLostRing)),
+        ("kernel", "process_ring_full", k(Stat::ProcessLostRing)),
+        ("kernel", "connections_full", k(Stat::ConnectionsFull)),
+        ("kernel", "active_full", k(Stat::ActiveFull)),
+        ("kernel", "targets_full", k(Stat::TargetsFull)),
+        ("kernel", "head_fault", k(Stat::HeadReadFault)),
+        ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
+        ("decode", "malformed", s.undecodable),
+        ("manager", "queue_full", s.manager_untold),
+        ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
+        ("correlate", "table_full", s.correlate.refused),
+        ("profile", "builders_full", s.samples_without_room),
+        ("profile", "nodes_full", s.samples_folded),
+        ("process", "unanswered", PATIENCE.report().late),
+        ("profile", "process_undecided", s.undecided),
+        ("files", "queue_full", s.files_dropped),
+        ("files", "write_failed", s.files_failed),
+    ]
+}
+
 fn kind_name(kind: crate::profile::FrameKind) -> &'static str {
     match kind {
         crate::profile::FrameKind::Python => "python",
         crate::profile::FrameKind::Native => "native",
         crate::profile::FrameKind::Kernel => "kernel",
         crate::profile::FrameKind::Wait => "wait",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The finisher hangs; so the reader waits for it and takes no controls, of which the manager has filled the queue.
+    #[test]
+    fn a_session_whose_stages_hang_ends_all_the_same() {
+        let (manager, _for_manager) = bounded(1);
+        let (control, _for_reader) = bounded(1);
+        let (release, hang) = bounded::<()>(0);
+        let too = hang.clone();
+        control.send(Control::ProcessGone(7)).unwrap();
+        let stages = Stages {
+            manager,
+            control,
+            manager_thread: std::thread::spawn(|| "the object"),
+            reader_thread: std::thread::spawn(move || {
+                let _ = hang.recv();
+            }),
+            finisher_thread: std::thread::spawn(move || {
+                let _ = too.recv();
+            }),
+        };
+        while !stages.manager_thread.is_finished() {
+            std::thread::yield_now();
+        }
+        let (ended, end) = bounded(1);
+        let limit = Duration::from_millis(20);
+        std::thread::spawn(move || ended.send(stages.stop(limit, limit)));
+        // What hangs is released only after this.
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(Some("the object")));
+        drop(release);
     }
 }

@@ -74,20 +74,19 @@ fn a_merged_profile_counts_the_requests_that_no_sample_hit() {
     }
     let (status, head, body) = daemon.get("/api/v1/profile?route=%2Forders%2F%7Bid%7D");
     assert_eq!(status, 200, "{body}");
-    for line in ["reqprof-requests: 9", "reqprof-merged: 1", "reqprof-truncated: false"] {
+    for line in ["reqprof-requests: 10", "reqprof-merged: 1", "reqprof-truncated: false"] {
         assert!(head.contains(line), "{head}");
     }
     let tree: Value = serde_json::from_str(&body).unwrap();
-    // The profile that the support code makes is of no request and has no time.
-    assert_eq!((&tree["requests"], &tree["requests_with_samples"]), (&json!(9), &json!(1)));
+    assert_eq!((&tree["requests"], &tree["requests_with_samples"]), (&json!(10), &json!(1)));
     assert_eq!(
         (&tree["total_ns"], &tree["name"]),
-        (&json!(9_000_000), &json!("/orders/{id} - 9 requests, 1 with samples"))
+        (&json!(10_000_000), &json!("/orders/{id} - 10 requests, 1 with samples"))
     );
     let (status, _, body) = daemon.get("/api/v1/profile?route=%2Forders%2F%7Bid%7D&until=1s&min_duration=1ms&pid=100&since=5m&service=shop&method=GET&status=2xx&max_duration=1ms&format=text");
     assert_eq!(status, 200, "{body}");
     assert!(
-        body.contains("9.00 ms in 9 requests, 1.00 ms each on average; 1 of them with samples"),
+        body.contains("10.0 ms in 10 requests, 1.00 ms each on average; 1 of them with samples"),
         "{body}"
     );
     let (status, _, body) = daemon.get("/api/v1/profile?service=other");
@@ -283,6 +282,28 @@ fn health_readiness_and_reload() {
     assert_eq!(daemon.get("/-/reload").0, 405);
 }
 
+/// An alert asks whether the configuration in the file is the one in force; a recording has none to reload.
+#[test]
+fn a_recording_refuses_to_reload_and_has_failed_at_nothing() {
+    let recording = Daemon::of_recording();
+    let post = format!("POST /-/reload HTTP/1.1\nhost: {}\ncontent-length: 0", recording.address);
+    let (status, _, body) = recording.raw(&post);
+    assert_eq!((status, code(&body).as_str()), (409, "reload_failed"));
+    assert!(body.contains("a recording keeps its settings"), "{body}");
+    let metrics = recording.get("/metrics").2;
+    assert!(metrics.lines().any(|l| l == "reqprof_config_last_reload_successful 1"), "{metrics}");
+}
+
+#[test]
+fn metrics_are_brought_up_to_date_before_they_are_shown() {
+    let daemon = Daemon::start();
+    for times in 1..=2 {
+        let expected = format!("reqprof_events_lost_total{{stage=\"test\",reason=\"refreshed\"}} {times}");
+        let text = daemon.get("/metrics").2;
+        assert!(text.lines().any(|l| l == expected), "{text}");
+    }
+}
+
 #[test]
 fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
     let daemon = Daemon::start();
@@ -392,8 +413,9 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
     let mut child = match promtool.spawn() {
         Ok(child) => child,
         Err(e) => {
-            println!(
-                "SKIPPED promtool_finds_nothing_wrong_with_the_metrics: promtool (Debian's package prometheus) does not run: {e}"
+            support::skip(
+                "promtool_finds_nothing_wrong_with_the_metrics",
+                format!("promtool (Debian's package prometheus) does not run: {e}"),
             );
             return;
         }

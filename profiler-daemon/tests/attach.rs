@@ -4,12 +4,15 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use support::http::{Client, Exchange, unread};
+use support::process::{Group, free_port};
 use support::reader::Reader;
-use support::wait_for;
+use support::{Daemon, wait_for};
 
 #[track_caller]
 fn ask(client: &mut Client, method: &str, target: &str, body: &[u8]) -> Exchange {
@@ -71,4 +74,40 @@ fn a_request_that_was_under_way_is_not_taken_for_another() {
             (0..5).map(|number| ask(&mut client, "GET", &format!("/get/{number}"), b"")).collect();
         daemon.recorded_exactly(&done);
     }
+}
+
+/// One thread serves it all. What it does for a client that came before the daemon and speaks no HTTP is not the work of
+/// the request that waits meanwhile.
+#[test]
+fn work_for_an_older_client_is_not_the_open_requests() {
+    let Some(python) = support::any_python("work_for_an_older_client_is_not_the_open_requests") else {
+        return;
+    };
+    let port = free_port();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/mixed/server.py");
+    let mut command = Command::new(&python.program);
+    let server = Group::spawn(command.arg(program).arg(port.to_string()).stdin(Stdio::null()));
+    let connect = || TcpStream::connect(("127.0.0.1", port)).ok();
+    let mut older = wait_for("the server to listen", connect);
+    // This one too: an accept within the request would give the server away.
+    let mut client = connect().expect("a connection");
+    let mut say = |line: &str| {
+        older.write_all(line.as_bytes()).expect("sent");
+        let mut echo = vec![0; line.len()];
+        older.read_exact(&mut echo).expect("an echo");
+        assert_eq!(echo, line.as_bytes());
+    };
+    say("hello\n");
+    let daemon = Daemon::start(&["--pid", &server.pid().to_string(), "--freq", "499"]);
+    client.write_all(b"GET /waits HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    wait_for("the request to be seen", || (daemon.status()["requests"]["open"] == 1).then_some(()));
+    say("noise\n");
+    say("answer\n");
+    let mut answer = [0; 64];
+    assert!(client.read(&mut answer).expect("an answer") > 0 && answer.starts_with(b"HTTP/1.1 200 OK"));
+    let record = daemon.record_of("/waits");
+    assert_eq!(record["attribution"], "none", "{record:#}");
+    assert_eq!(record["samples"], 0, "{record:#}");
+    let samples = &daemon.status()["samples"];
+    assert!(samples["attributed"] == 0 && samples["emitted"] != 0, "{samples:#}");
 }

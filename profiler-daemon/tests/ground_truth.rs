@@ -204,7 +204,7 @@ fn run(name: &str, python: impl Fn() -> Result<Python, String>, arguments: &[&st
     if support::can_run(name) {
         match python() {
             Ok(python) => compare(name, &python, arguments, Duration::from_secs(seconds)),
-            Err(reason) => println!("SKIPPED {name}: {reason}"),
+            Err(reason) => support::skip::skip(name, reason),
         }
     }
 }

@@ -73,6 +73,16 @@ fn a_worker_killed_before_it_answers_leaves_no_status() {
     let port = server.port;
     let client = std::thread::spawn(move || Client::new(port).request("GET", "/sleep/1?ms=10000", b""));
     wait_for("the request to be open", || (daemon.status()["requests"]["open"] == 1).then_some(()));
+    assert_eq!(daemon.status()["rates"]["sample_hz"], 999);
+    // The master and its worker; the thread that serves. The capacities are those that ARCHITECTURE.md names.
+    wait_for("the fill of the kernel side's tables", || {
+        let text = daemon.get("/metrics").text();
+        let says = |line: &str| text.lines().any(|l| l.strip_prefix("reqprof_map_") == Some(line));
+        let full = says(r#"entries{map="targets"} 2"#) && says(r#"entries{map="active"} 1"#);
+        let room = [("targets", 16_384), ("connections", 65_536), ("active", 16_384), ("transfers", 4_096)];
+        let room = room.iter().all(|(map, n)| says(&format!("capacity{{map=\"{map}\"}} {n}")));
+        (full && room).then_some(())
+    });
     support::process::signal(worker, libc::SIGKILL);
     assert!(client.join().expect("no panic").is_err(), "nobody was left to answer");
     let record = daemon.record_of("/sleep/1");

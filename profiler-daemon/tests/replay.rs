@@ -173,7 +173,7 @@ fn a_conversation_of_now_gives_the_same() {
     let interpreter = Path::new(conversation::PYTHON);
     assert!(!write || interpreter.exists(), "recording needs {}", interpreter.display());
     if !interpreter.exists() {
-        println!("SKIPPED {NAME}: {} is not installed", interpreter.display());
+        support::skip::skip(NAME, format_args!("{} is not installed", interpreter.display()));
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");

@@ -83,6 +83,11 @@ fn cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
         // Which registers the context structs have; aya-ebpf reads it.
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Clink-arg=--btf".to_owned(),
+        // Small structures are then cleared and copied in place. Otherwise each is a call of a byte-by-byte loop, which
+        // costs time and has the verifier follow every byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
+        // 32-bit registers and comparisons, in every kernel from 5.1 on.
+        "-Ctarget-cpu=v3".to_owned(),
     ];
     flags.extend(
         remaps(toolchain)?.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())),

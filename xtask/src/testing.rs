@@ -4,7 +4,8 @@
 //! and as the last line `N passed, M failed, K skipped`. A check (format, lints, the object's bytes) counts as one; a
 //! test step counts its tests. A step that fails does not stop the later ones, so one run shows everything.
 //!
-//! A test that cannot run here prints a line `SKIPPED name: reason` and returns; it then counts as skipped, not passed.
+//! A test that cannot run here prints a line `SKIPPED name: reason` and returns; it then counts as skipped, not passed. So
+//! does one that is marked to be ignored.
 //! A step that cannot run is skipped as a whole. Two things are failures, because a green run would then say nothing: a
 //! filter that no test's name contains, and root's rights without a single server profiled on the running kernel.
 
@@ -172,7 +173,6 @@ struct Report {
     failures: Vec<String>,
     /// By name, with the reason: a test may say it more than once.
     skips: BTreeMap<String, String>,
-    ignored: usize,
     /// Tests that ran, whatever came of them.
     ran: usize,
     /// Real servers that tests had profiled.
@@ -213,8 +213,8 @@ impl Report {
         // Skipped tests returned early, so their harness counted them as passed.
         self.passed += seen.passed.saturating_sub(seen.skips.len());
         self.failed += seen.failed;
-        self.ignored += seen.ignored;
         self.skips.append(&mut seen.skips);
+        self.skips.append(&mut seen.ignored);
         self.failures.extend(seen.failures.iter().map(|name| format!("{step}: {name}")));
         if let Err(error) = result
             && seen.failed == 0
@@ -260,8 +260,7 @@ impl fmt::Display for Report {
         for what in &self.failures {
             writeln!(f, "FAILED   {what}")?;
         }
-        let skipped = self.skips.len() + self.ignored;
-        writeln!(f, "{} passed, {} failed, {skipped} skipped", self.passed, self.failed)
+        writeln!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips.len())
     }
 }
 
@@ -279,9 +278,10 @@ fn announced<T>(step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
 struct Output {
     passed: usize,
     failed: usize,
-    ignored: usize,
     failures: Vec<String>,
     skips: BTreeMap<String, String>,
+    /// By path, with the reason: these did not even begin.
+    ignored: BTreeMap<String, String>,
     profiled: usize,
 }
 
@@ -291,7 +291,6 @@ impl Output {
             // `ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`
             self.passed += count(counts, "passed");
             self.failed += count(counts, "failed");
-            self.ignored += count(counts, "ignored");
         } else if let Some((name, reason)) =
             line.strip_prefix("SKIPPED ").and_then(|rest| rest.split_once(": "))
         {
@@ -302,6 +301,12 @@ impl Output {
             line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
             self.failures.push(name.to_owned());
+        } else if let Some((name, reason)) =
+            line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ignored"))
+        {
+            // `ignored, reason`, or nothing more.
+            let reason = reason.strip_prefix(", ").unwrap_or("ignored");
+            self.ignored.insert(name.to_owned(), reason.to_owned());
         }
     }
 }
@@ -318,12 +323,13 @@ mod tests {
 
     /// Two test programs as libtest prints them.
     const OUTPUT: &str = "\
-running 3 tests
+running 4 tests
 test a::works ... ok
 test a::breaks ... FAILED
 test a::later ... ignored
+test a::slow ... ignored, a measurement
 
-test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s
+test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 2 filtered out; finished in 0.01s
 
 running 2 tests
 test nginx ... ok
@@ -350,7 +356,8 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         report.require_a_profiled_server();
         assert_eq!(
             report.to_string(),
-            "skipped  nginx: no nginx: not installed\nFAILED   unit tests: a::breaks\n2 passed, 1 failed, 2 skipped\n"
+            "skipped  a::later: ignored\nskipped  a::slow: a measurement\nskipped  nginx: no nginx: not installed\n\
+             FAILED   unit tests: a::breaks\n2 passed, 1 failed, 3 skipped\n"
         );
     }
 

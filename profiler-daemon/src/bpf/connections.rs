@@ -6,13 +6,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::maps::MapError;
+use aya::maps::{IterableMap, MapError};
 use profiler_common::{ConnId, Connection, connection_flags, connection_key};
 
 use super::{ConnectionValue, HashOf, sys};
-
-/// Entries looked at in one go: the map's size.
-const ENTRIES_MAX: usize = 65_536;
 
 /// `BPF_NOEXIST` (include/uapi/linux/bpf.h): only where there is no such entry.
 const BPF_NOEXIST: u64 = 1;
@@ -29,7 +26,9 @@ trait Table: Send {
 
 impl Table for HashOf<u64, ConnectionValue> {
     fn keys(&self) -> Vec<u64> {
-        self.keys().take(ENTRIES_MAX).flatten().collect()
+        // Begun anew whenever the entry it stands on goes away, so without a bound this might not end.
+        let most = IterableMap::map(self).info().map_or(0, |info| info.max_entries());
+        self.keys().take(most as usize).flatten().collect()
     }
 
     fn generation(&self, key: u64) -> Option<u64> {

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use aya::maps::Map;
+use aya::maps::{MapData, MapError};
 
 /// `BPF_MAP_LOOKUP_BATCH` (5.6; include/uapi/linux/bpf.h).
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -30,14 +30,20 @@ pub struct Entries {
     fd: OwnedFd,
     key: usize,
     value: usize,
+    capacity: u32,
 }
 
 impl Entries {
-    /// `None` for a map that is no hash map.
-    pub(super) fn of<K, V>(map: &Map) -> io::Result<Option<Self>> {
-        let Map::HashMap(data) = map else { return Ok(None) };
-        let fd = data.fd().as_fd().try_clone_to_owned()?;
-        Ok(Some(Self { fd, key: size_of::<K>(), value: size_of::<V>() }))
+    pub(super) fn of(map: &MapData) -> Result<Self, MapError> {
+        let fd = map.fd().as_fd().try_clone_to_owned()?;
+        let info = map.info()?;
+        let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+        Ok(Self { fd, key, value, capacity: info.max_entries() })
+    }
+
+    /// Entries that there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// Entries at this moment.

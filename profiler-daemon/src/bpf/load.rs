@@ -9,8 +9,7 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    ActiveValue, ConnectionValue, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring,
-    SettingsValue, TargetValue, btf,
+    Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, TargetValue, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -67,9 +66,8 @@ pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
     pub connections: Connections,
-    /// For counting.
-    pub connection_entries: Option<Entries>,
-    pub active_entries: Option<Entries>,
+    /// Of each table, by the name it has in the metrics.
+    pub entries: Vec<(&'static str, Entries)>,
     pub stats: KernelStats,
     /// The programs. Dropping it detaches everything.
     pub object: Ebpf,
@@ -93,6 +91,13 @@ const PROBES: [&str; 11] = [
     "http_close",
 ];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
+/// What can be full: as the metrics call it, and its map.
+const TABLES: [(&str, &str); 4] = [
+    ("targets", "TARGETS"),
+    ("connections", "CONNECTIONS"),
+    ("active", "ACTIVE"),
+    ("transfers", "TRANSFERS"),
+];
 
 /// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by
 /// [`super::CpuSampler`] and [`super::BoundaryProbes`].
@@ -164,22 +169,29 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         None
     };
     let ring = Ring::new(take(&mut object, "EVENTS")?)?;
+    let entries = TABLES
+        .iter()
+        .map(|(shown, name)| {
+            let wrong = |reason: String| LoadError::Map { name, reason };
+            let Some(Map::HashMap(map)) = object.map(name) else {
+                return Err(wrong("is no hash map in the object".into()));
+            };
+            Ok((*shown, Entries::of(map).map_err(|e| wrong(e.to_string()))?))
+        })
+        .collect::<Result<_, LoadError>>()?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
-    let connections = take(&mut object, "CONNECTIONS")?;
-    let connection_entries = entries::<u64, ConnectionValue>(&connections, "CONNECTIONS")?;
-    let connections = Connections::new(hash(connections, "CONNECTIONS")?);
-    let active_entries = entries::<u32, ActiveValue>(&take(&mut object, "ACTIVE")?, "ACTIVE")?;
+    let connections = Connections::new(hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?);
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
-    Ok(Kernel { ring, targets, connections, connection_entries, active_entries, stats, object, logger })
+    Ok(Kernel { ring, targets, connections, entries, stats, object, logger })
 }
 
-fn load_program<'a, P: 'a>(
-    object: &'a mut Ebpf,
+fn load_program<P>(
+    object: &mut Ebpf,
     name: &str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
 ) -> Result<(), LoadError>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let failed = |source: ProgramError| match program_privilege(&source) {
         Some(reason) => LoadError::Privilege(reason),
@@ -188,7 +200,12 @@ where
     let program = object
         .program_mut(name)
         .ok_or(LoadError::Map { name: "programs", reason: format!("{name} is not in the object") })?;
-    load(program.try_into().map_err(failed)?).map_err(failed)
+    load(program.try_into().map_err(failed)?).map_err(failed)?;
+    let info = object.program(name).and_then(|program| program.info().ok());
+    // Since Linux 5.16.
+    let verified = info.and_then(|info| info.verified_instruction_count());
+    tracing::debug!(name, verified, "the verifier accepted a program");
+    Ok(())
 }
 
 fn attach_raw(object: &mut Ebpf, name: &str, tracepoint: &str) -> Result<(), ProgramError> {
@@ -219,10 +236,6 @@ fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
 
 fn hash<K: Pod, V: Pod>(map: Map, name: &'static str) -> Result<HashOf<K, V>, LoadError> {
     aya::maps::HashMap::try_from(map).map_err(|e: MapError| LoadError::Map { name, reason: e.to_string() })
-}
-
-fn entries<K, V>(map: &Map, name: &'static str) -> Result<Option<Entries>, LoadError> {
-    Entries::of::<K, V>(map).map_err(|e| LoadError::Map { name, reason: e.to_string() })
 }
 
 /// The operating system's words, when an error means "not allowed".
@@ -270,7 +283,7 @@ mod tests {
 
     #[test]
     fn releases_are_read() {
-        assert_eq!(version_of("6.18.44-fc-v657"), Some((6, 18)));
+        assert_eq!(version_of("6.18.44-1-amd64"), Some((6, 18)));
         assert_eq!(version_of("5.10.0-30-cloud-amd64"), Some((5, 10)));
         assert_eq!(version_of(""), None);
     }

@@ -26,7 +26,7 @@ pub use stats::{KernelStats, RunTimes, total};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use profiler_common::{Active, Connection, Settings, Target};
+use profiler_common::{Connection, Settings, Target};
 use serde::Serialize;
 
 macro_rules! pod {
@@ -45,8 +45,6 @@ pod! {
     TargetValue(Target);
     /// A map value; see [`Connection`].
     ConnectionValue(Connection);
-    /// A map value; see [`Active`].
-    ActiveValue(Active);
     /// A global; see [`Settings`].
     SettingsValue(Settings);
 }

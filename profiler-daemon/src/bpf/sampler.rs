@@ -23,15 +23,6 @@ impl CpuSampler {
         Self { frequency, links: BTreeMap::new() }
     }
 
-    /// Samples at another rate from now on.
-    pub fn set_frequency(&mut self, object: &mut Ebpf, frequency: u64, probes: &ProbeTable) {
-        if frequency != self.frequency {
-            self.frequency = frequency;
-            self.detach(object);
-            self.follow(object, probes);
-        }
-    }
-
     /// Attaches to CPUs that came online and lets go of those that went. Called at start and then every second.
     pub fn follow(&mut self, object: &mut Ebpf, probes: &ProbeTable) {
         let online = match std::fs::read_to_string(ONLINE) {

@@ -16,8 +16,6 @@ use super::table::{duration, printable, table, text};
 use crate::profile::format::{Format, planned};
 use crate::store::RequestId;
 
-/// Where a daemon listens unless told otherwise.
-pub const DEFAULT_URL: &str = "http://127.0.0.1:9977";
 /// The server gives up after half of it.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Larger than any answer of the daemon, small enough to hold in memory.
@@ -31,12 +29,6 @@ pub struct ClientOptions {
     pub json: bool,
     /// ANSI colours in `show`; the caller knows about terminals and `NO_COLOR`.
     pub color: bool,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        Self { url: DEFAULT_URL.to_owned(), json: false, color: false }
-    }
 }
 
 /// Filters as the user wrote them; the daemon checks them, so that there is one grammar.
@@ -108,10 +100,9 @@ pub struct ExportQuery {
     pub source: ExportSource,
     /// `None`: by the extension of `output`.
     pub format: Option<String>,
-    /// `wall` unless told otherwise.
-    pub view: Option<String>,
-    /// `None` or `-`: standard output.
-    pub output: Option<PathBuf>,
+    pub view: &'static str,
+    /// `-`: standard output.
+    pub output: PathBuf,
 }
 
 /// Why there is no answer.
@@ -318,7 +309,7 @@ fn facts(record: &Value) -> String {
 
 /// Writes a profile to a file, or returns it for standard output.
 pub fn export(options: &ClientOptions, query: &ExportQuery) -> Result<Vec<u8>, ClientError> {
-    let file = query.output.as_deref().filter(|path| *path != Path::new("-"));
+    let file = Some(query.output.as_path()).filter(|path| *path != Path::new("-"));
     if query.format.is_none()
         && let Some(name) = file.and_then(|path| planned(path.file_name()?.to_str()?))
     {
@@ -333,8 +324,7 @@ pub fn export(options: &ClientOptions, query: &ExportQuery) -> Result<Vec<u8>, C
         ExportSource::Request(id) => (format!("/api/v1/requests/{}/profile", valid(id)?), Vec::new()),
         ExportSource::Matching(filter) => ("/api/v1/profile".to_owned(), filter.pairs()),
     };
-    pairs.push(("format", format));
-    pairs.extend(query.view.clone().map(|view| ("view", view)));
+    pairs.extend([("format", format), ("view", query.view.to_owned())]);
     let profile = fetch(options, &path, &pairs)?;
     let Some(path) = file else { return Ok(profile) };
     OpenOptions::new()
@@ -484,7 +474,7 @@ tail samples    2
     fn a_daemon_that_is_not_there_is_named() {
         // Bound and closed: nobody listens there.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let options = ClientOptions { url: format!("http://{free}"), ..ClientOptions::default() };
+        let options = ClientOptions { url: format!("http://{free}"), json: false, color: false };
         let error = routes(&options, &RequestsQuery::default()).unwrap_err();
         assert!(matches!(error, ClientError::NotRunning { .. }), "{error:?}");
         assert!(error.to_string().contains("reqprof daemon"));

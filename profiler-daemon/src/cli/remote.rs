@@ -60,7 +60,7 @@ pub fn targets(args: &TargetsArgs) -> Result<ExitCode, CliError> {
 }
 
 pub fn show(args: &ShowArgs) -> Result<ExitCode, CliError> {
-    output::stdout(&client::show(&options(&args.server, false), &args.id, args.view.name())?)
+    output::stdout(&client::show(&options(&args.server, args.json), &args.id, args.view.name())?)
 }
 
 pub fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
@@ -77,8 +77,8 @@ pub fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
     let query = ExportQuery {
         source,
         format: args.format.clone().map(|f| f.get().name().to_owned()),
-        view: Some(args.view.name().to_owned()),
-        output: Some(args.output.clone()),
+        view: args.view.name(),
+        output: args.output.clone(),
     };
     output::stdout(&client::export(&options(&args.server, false), &query)?)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DaemonArgs, RecordArgs};
-use super::server::{REFRESH, Server, reserve};
+use super::server::{Server, reserve};
 use super::summary::Summary;
 use super::{CliError, ExitCode, output};
 use crate::config::{Config, LogFormat, Selection, Selectors};
@@ -18,6 +18,11 @@ use crate::pipeline::{FileExporter, Stats};
 use crate::serve;
 use crate::session::{Outputs, Session, StartError};
 use crate::store::{self, Store};
+
+/// How often it is looked whether a stage died, and the service manager told that none did.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long questions that are being answered may keep the end waiting; one may read for half a minute.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(5);
 
 impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
@@ -90,6 +95,13 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
         .map_err(|e| CliError::runtime(format!("starting the runtime: {e}")))
 }
 
+/// Runs `work`, and waits at most `limit` for what it left on threads that may block.
+fn complete<T>(runtime: tokio::runtime::Runtime, limit: Duration, work: impl Future<Output = T>) -> T {
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(limit);
+    outcome
+}
+
 /// Named processes must exist.
 fn check_pids(config: &Config) -> Result<(), CliError> {
     if let Selection::Only(selectors) = &config.selection {
@@ -147,8 +159,10 @@ pub fn daemon(args: &DaemonArgs) -> Result<ExitCode, CliError> {
         health: store.health(),
         ..Outputs::default()
     };
+    let runtime = runtime()?;
     let session = Arc::new(Session::start(&config, stats, outputs)?);
-    let outcome = runtime()?.block_on(serve_until_told(args, config, &store, socket, session.clone()));
+    let work = serve_until_told(args, config, &store, socket, session.clone());
+    let outcome = complete(runtime, ANSWERS_LIMIT, work);
     stop(session);
     if let Some(files) = files {
         files.finish();
@@ -186,13 +200,11 @@ async fn serve_until_told(
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("signals", e))?;
 
     let gauges = session.gauges.clone();
-    gauges.metrics.set_sample_rate(f64::from(config.freq));
-    gauges.metrics.set_reload_successful(true);
     let reload = reloader(args, config.clone(), &session);
     let server = Server::start(socket, &config, store, &gauges, reload.clone())?;
     // Without systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let mut refresh = tokio::time::interval(REFRESH);
+    let mut look = tokio::time::interval(LOOK_EVERY);
     let outcome = loop {
         tokio::select! {
             _ = interrupt.recv() => break Ok(ExitCode::Interrupted),
@@ -204,14 +216,11 @@ async fn serve_until_told(
                     tracing::error!("the configuration was not reloaded: {reason}");
                 }
             }
-            _ = refresh.tick() => {
-                let gauges = gauges.clone();
-                let health = gauges.health.clone();
-                let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
-                if let Some(dead) = health.dead() {
+            _ = look.tick() => {
+                if let Some(dead) = gauges.health.dead() {
                     break Err(stage_died(dead));
                 }
-                if health.check().is_ok() {
+                if gauges.health.check().is_ok() {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
                 }
             }
@@ -232,20 +241,15 @@ fn stage_died(what: String) -> CliError {
 fn reloader(args: &DaemonArgs, config: Config, session: &Arc<Session>) -> serve::Check {
     let current = Mutex::new(config);
     let settings = args.settings.clone();
+    let metrics = session.gauges.metrics.clone();
     // The session must be free to end while the server still holds this.
     let session = Arc::downgrade(session);
-    Arc::new(move || {
+    serve::noted(metrics, move || {
         let Some(session) = session.upgrade() else { return Ok(()) };
-        let metrics = &session.gauges.metrics;
-        let new = settings.to_config().map_err(|e| {
-            metrics.set_reload_successful(false);
-            e.to_string()
-        })?;
+        let new = settings.to_config().map_err(|e| e.to_string())?;
         let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = Config::reload_from(&current, new);
         session.configure(&outcome.config);
-        metrics.set_sample_rate(f64::from(outcome.config.freq));
-        metrics.set_reload_successful(true);
         tracing::info!(applied = ?outcome.applied, after_restart = ?outcome.restart, "configuration reloaded");
         *current = outcome.config;
         Ok(())
@@ -283,12 +287,13 @@ pub fn record(args: &RecordArgs) -> Result<ExitCode, CliError> {
         health: store.as_ref().map(Store::health).unwrap_or_default(),
         ..Outputs::default()
     };
+    let runtime = runtime()?;
     let session = Session::start(&config, stats, outputs)?;
     let gauges = session.gauges.clone();
-    gauges.metrics.set_sample_rate(f64::from(config.freq));
-    let outcome = runtime()?.block_on(async {
+    let outcome = complete(runtime, ANSWERS_LIMIT, async {
+        let reload = Arc::new(|| Err("a recording keeps its settings".to_owned()));
         let server = match (socket, &store) {
-            (Some(socket), Some(store)) => Some(Server::of_recording(socket, &config, store, &gauges)?),
+            (Some(socket), Some(store)) => Some(Server::start(socket, &config, store, &gauges, reload)?),
             _ => None,
         };
         let outcome = record_until_over(args, umask, &session).await;
@@ -372,7 +377,7 @@ async fn record_until_over(
     }
     let health = session.gauges.health.clone();
     let died = async {
-        let mut look = tokio::time::interval(REFRESH);
+        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             look.tick().await;
             if let Some(dead) = health.dead() {
@@ -423,6 +428,28 @@ pub fn replay(file: &Path) -> Result<ExitCode, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A question that reads for as long as it likes, when the daemon is told to end.
+    #[test]
+    fn the_end_does_not_wait_for_answers() {
+        let (release, hang) = crossbeam_channel::bounded::<()>(0);
+        let (begun, reading) = crossbeam_channel::bounded(1);
+        let (ended, end) = crossbeam_channel::bounded(1);
+        std::thread::spawn(move || {
+            let work = async {
+                tokio::task::spawn_blocking(move || {
+                    begun.send(()).unwrap();
+                    let _ = hang.recv();
+                });
+                reading.recv().unwrap();
+            };
+            complete(runtime().unwrap(), Duration::from_millis(20), work);
+            ended.send(())
+        });
+        // What hangs is released only after this.
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(()));
+        drop(release);
+    }
 
     #[test]
     fn the_application_has_the_umask_that_it_would_have_had() {

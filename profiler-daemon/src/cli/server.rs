@@ -10,8 +10,6 @@ use crate::serve;
 use crate::session::Gauges;
 use crate::store::Store;
 
-/// How often metrics are brought up to date.
-pub(super) const REFRESH: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted; the server accepts at once unless it is flooded.
 const BACKLOG: u32 = 1_024;
 
@@ -56,6 +54,10 @@ impl Server {
         let context = serve::Context {
             store: store.reader(),
             metrics: gauges.metrics.clone(),
+            refresh: {
+                let gauges = gauges.clone();
+                Arc::new(move || gauges.refresh())
+            },
             status: report(gauges, |g| g.status()),
             targets: report(gauges, |g| g.target_list()),
             ready: {
@@ -72,27 +74,6 @@ impl Server {
         }));
         tracing::info!("ready; the page is at http://{address}/");
         Ok(Self { stop, task })
-    }
-
-    /// The same while a recording lasts; metrics are kept up to date here.
-    pub(super) fn of_recording(
-        socket: tokio::net::TcpSocket,
-        config: &Config,
-        store: &Store,
-        gauges: &Arc<Gauges>,
-    ) -> Result<Self, CliError> {
-        let fresh = Arc::downgrade(gauges);
-        tokio::spawn(async move {
-            let mut tick = tokio::time::interval(REFRESH);
-            loop {
-                tick.tick().await;
-                let Some(gauges) = fresh.upgrade() else { return };
-                // Only fails when the runtime ends.
-                let _ = tokio::task::spawn_blocking(move || gauges.refresh()).await;
-            }
-        });
-        let reload = Arc::new(|| Err("a recording keeps its settings".to_owned()));
-        Self::start(socket, config, store, gauges, reload)
     }
 
     pub(super) async fn stop(self) {

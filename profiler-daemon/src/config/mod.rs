@@ -26,6 +26,7 @@ pub use values::{
 use crate::correlate::route::ServicePattern;
 use crate::export::Template;
 use crate::profile::format::Format;
+use crate::store::{DEFAULT_MAX_AGE, DEFAULT_MAX_BYTES};
 
 /// Samples per second and CPU. Not a divisor of common timer rates, so that samples do not keep step with them.
 pub const DEFAULT_FREQ: u32 = 99;
@@ -33,9 +34,6 @@ pub const DEFAULT_FREQ: u32 = 99;
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:9977";
 /// Where records and profiles are kept.
 pub const DEFAULT_STORE: &str = "/var/lib/reqprof";
-/// About a week of a busy host's requests with their profiles.
-const DEFAULT_STORE_SIZE: u64 = 512 << 20;
-const DEFAULT_STORE_AGE: Duration = Duration::from_secs(7 * 86_400);
 /// Holds a second of a saturated host's boundary records.
 const DEFAULT_RING_SIZE: u32 = 8 << 20;
 
@@ -218,8 +216,8 @@ impl Config {
             allow_hosts: values(allow_hosts, HostName::get),
             store: Store {
                 dir: store.dir.unwrap_or_else(|| DEFAULT_STORE.into()),
-                max_size: store.max_size.map_or(DEFAULT_STORE_SIZE, |s| s.get()),
-                max_age: store.max_age.map_or(DEFAULT_STORE_AGE, |s| s.get()),
+                max_size: store.max_size.map_or(DEFAULT_MAX_BYTES, |s| s.get()),
+                max_age: store.max_age.map_or(DEFAULT_MAX_AGE, |s| s.get()),
             },
             prof_path,
             prof_file: prof_file.unwrap_or_default(),

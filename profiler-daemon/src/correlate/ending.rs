@@ -12,7 +12,7 @@ impl Engine {
     /// Called now and then, at least [`AUDIT_EVERY`] apart: closes the connections whose close did not reach us, because
     /// its record was lost, or because what closed them says nothing (`dup2`, `close_range`). `is_open` knows better. A
     /// connection has to be missing twice, because what was written just before the question may still be on its way.
-    pub fn audit(&mut self, now: u64, is_open: &dyn Fn(ConnId) -> bool, sink: Sink<'_>) {
+    pub fn audit(&mut self, now: u64, is_open: &mut dyn FnMut(ConnId) -> bool, sink: Sink<'_>) {
         let mut gone = Vec::new();
         for (&pid, fds) in &mut self.connections {
             for (&fd, conn) in fds {

@@ -3,6 +3,7 @@
 //! In: stacks, by request. Out: a builder when its request ends. All of them together are bounded: beyond, samples are
 //! counted without their stacks, or not taken at all.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -38,8 +39,13 @@ impl Collecting {
 
     /// `elsewhere`: nodes of profiles that are not collected any more, but not yet handed on either.
     pub(super) fn grow(&mut self, key: RequestKey, stack: &[Arc<Frame>], weight: u64, elsewhere: usize) {
-        let before = self.builders.get(&key).map_or(0, Builder::nodes);
-        let builder = self.builders.entry(key).or_default();
+        let (builder, before) = match self.builders.entry(key) {
+            Entry::Occupied(known) => {
+                let nodes = known.get().nodes();
+                (known.into_mut(), nodes)
+            }
+            Entry::Vacant(new) => (new.insert(Builder::default()), 0),
+        };
         if self.nodes + elsewhere >= NODES_MAX {
             self.folded += 1;
             builder.fold(weight);

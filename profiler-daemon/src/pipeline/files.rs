@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::Stats;
-use crate::export::ProfileDir;
+use crate::export::{ExportError, ProfileDir};
 use crate::health;
 use crate::profile::Profile;
 use crate::record::RequestRecord;
@@ -27,6 +27,8 @@ pub struct FileExporter {
     queue: Sender<(RequestRecord, Arc<Profile>)>,
     /// Of what is queued, and of what is being written.
     bytes: Arc<AtomicUsize>,
+    /// How many these are.
+    waiting: Arc<AtomicUsize>,
     max_bytes: usize,
     stats: Stats,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
@@ -34,21 +36,26 @@ pub struct FileExporter {
 
 impl FileExporter {
     pub fn start(directory: ProfileDir, stats: Stats) -> std::io::Result<Self> {
-        Self::with_room(directory, stats, QUEUE_BYTES)
+        Self::with(move |record, profile| directory.write(record, profile).map(drop), stats, QUEUE_BYTES)
     }
 
-    fn with_room(directory: ProfileDir, stats: Stats, max_bytes: usize) -> std::io::Result<Self> {
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let queued = Arc::clone(&bytes);
+    fn with(
+        write: impl Fn(&RequestRecord, &Profile) -> Result<(), ExportError> + Send + 'static,
+        stats: Stats,
+        max_bytes: usize,
+    ) -> std::io::Result<Self> {
+        let (bytes, waiting) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (queued, left) = (Arc::clone(&bytes), Arc::clone(&waiting));
         let (queue, incoming) = bounded::<(RequestRecord, Arc<Profile>)>(QUEUE);
         let counts = stats.clone();
         let thread = std::thread::Builder::new().name("files".into()).spawn(move || {
             let mut said = false;
             for (record, profile) in incoming {
-                let written = directory.write(&record, &profile);
+                let written = write(&record, &profile);
                 queued.fetch_sub(profile.heap_bytes(), Relaxed);
+                left.fetch_sub(1, Relaxed);
                 match written {
-                    Ok(_) => said = false,
+                    Ok(()) => said = false,
                     Err(error) => {
                         counts.update(|s| s.files_failed += 1);
                         // Once per row of failures: a full disk fails for every request.
@@ -59,24 +66,34 @@ impl FileExporter {
                 }
             }
         })?;
-        Ok(Self { queue, bytes, max_bytes, stats, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self { queue, bytes, waiting, max_bytes, stats, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
     pub fn write(&self, record: RequestRecord, profile: Arc<Profile>) {
         let size = profile.heap_bytes();
         let fits = self.bytes.fetch_add(size, Relaxed) + size <= self.max_bytes;
+        self.waiting.fetch_add(1, Relaxed);
         if !fits || self.queue.try_send((record, profile)).is_err() {
             self.bytes.fetch_sub(size, Relaxed);
+            self.waiting.fetch_sub(1, Relaxed);
             self.stats.update(|s| s.files_dropped += 1);
         }
     }
 
-    /// Waits until everything is written. No clone may be left.
+    /// Waits until everything is written, but not for ever: what a disk that hangs has not taken counts as dropped. No
+    /// clone may be left.
     pub fn finish(self) {
+        self.finish_within(STOP_LIMIT);
+    }
+
+    fn finish_within(self, limit: Duration) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(self.queue);
-        if let Some(thread) = thread {
-            health::join("files", thread, STOP_LIMIT);
+        if let Some(thread) = thread
+            && health::join("files", thread, limit).is_none()
+        {
+            let left = self.waiting.load(Relaxed) as u64;
+            self.stats.update(|s| s.files_dropped += left);
         }
     }
 }
@@ -103,7 +120,9 @@ mod tests {
             builder.add(&stack(&[py("view", line)]), 1);
         }
         let large = Arc::new(builder.finish(1));
-        let files = FileExporter::with_room(directory, stats.clone(), 2 * small.heap_bytes()).unwrap();
+        let write =
+            move |record: &RequestRecord, profile: &Profile| directory.write(record, profile).map(drop);
+        let files = FileExporter::with(write, stats.clone(), 2 * small.heap_bytes()).unwrap();
         assert!(large.heap_bytes() > 10 * small.heap_bytes());
         files.write(record("GET", "/large", 5), large);
         files.write(record("GET", "/small", 5), small);
@@ -111,5 +130,23 @@ mod tests {
         files.finish();
         assert_eq!((stats.snapshot().files_dropped, bytes.load(Relaxed)), (1, 0));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_disk_that_hangs_does_not_take_is_counted() {
+        let (disk, hangs) = crossbeam_channel::bounded::<()>(0);
+        let write = move |_: &RequestRecord, _: &Profile| {
+            // Until the test is over.
+            let _ = hangs.recv();
+            Ok(())
+        };
+        let stats = Stats::default();
+        let files = FileExporter::with(write, stats.clone(), QUEUE_BYTES).unwrap();
+        for _ in 0..3 {
+            files.write(record("GET", "/", 5), Arc::new(Builder::default().finish(1)));
+        }
+        files.finish_within(Duration::ZERO);
+        assert_eq!(stats.snapshot().files_dropped, 3);
+        drop(disk);
     }
 }

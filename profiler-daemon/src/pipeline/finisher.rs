@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, TryRecvError};
+use profiler_common::{FRAME_PYTHON, USER_FRAMES_MAX, flags};
 use rustc_hash::FxHashMap;
 
 use super::collecting::Collecting;
@@ -17,7 +18,7 @@ use crate::config::Globs;
 use crate::correlate::route::{Router, ServicePattern};
 use crate::correlate::{Finished, RequestKey};
 use crate::health::Pulse;
-use crate::process::identity::ProcessKey;
+use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::{Decision, Targets};
 use crate::profile::{Builder, Frame, FrameKind, Profile};
 use crate::record::{Attribution, Boundary, RequestRecord, TOO_SHORT};
@@ -25,6 +26,7 @@ use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
 
+const POLL: Duration = Duration::from_millis(10);
 const STATS_EVERY: Duration = Duration::from_millis(250);
 
 /// Settings that a reload may change.
@@ -35,7 +37,6 @@ pub struct LiveSettings {
     pub patterns: Vec<ServicePattern>,
     /// Shorter requests are kept without a profile.
     pub min_duration: Duration,
-    pub native_frames: bool,
 }
 
 /// The settings in force, and the way to change them.
@@ -86,6 +87,8 @@ pub struct Finisher {
     pub metrics: Arc<Metrics>,
     pub stats: Stats,
     pub observer: Option<Observer>,
+    /// Whether stacks with Python frames show the native ones too.
+    pub native_frames: bool,
     /// The processes are those of a recording: what runs now under their pids is none of them.
     pub recorded: bool,
     pub pulse: Option<Pulse>,
@@ -93,8 +96,9 @@ pub struct Finisher {
     undecided: Undecided,
     keys: FxHashMap<u32, ProcessKey>,
     settings: Arc<LiveSettings>,
-    /// A stack without what is not to be shown; here to keep its allocation.
+    /// A stack without what is not to be shown, or with what stands for its missing part; here to keep its allocation.
     shown: Vec<Arc<Frame>>,
+    gaps: Gaps,
     finished: u64,
     filtered: u64,
 }
@@ -113,6 +117,7 @@ impl Finisher {
             metrics,
             stats,
             observer: None,
+            native_frames: true,
             recorded: false,
             pulse: None,
             collecting: Collecting::default(),
@@ -120,6 +125,7 @@ impl Finisher {
             keys: FxHashMap::default(),
             settings,
             shown: Vec::new(),
+            gaps: Gaps::default(),
             finished: 0,
             filtered: 0,
         }
@@ -130,7 +136,7 @@ impl Finisher {
         let mut next_stats = Instant::now() + STATS_EVERY;
         loop {
             self.beat();
-            match incoming.recv_timeout(STATS_EVERY) {
+            match incoming.try_recv() {
                 Ok(batch) => {
                     self.refresh();
                     for message in batch {
@@ -138,12 +144,13 @@ impl Finisher {
                         self.message(message);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                // The reader looks at the ring as often. To wait in the channel costs more: it spins before it sleeps.
+                Err(TryRecvError::Empty) => std::thread::sleep(POLL),
+                Err(TryRecvError::Disconnected) => break,
             }
-            self.settle();
             if Instant::now() >= next_stats {
                 next_stats = Instant::now() + STATS_EVERY;
+                self.settle();
                 self.follow_clock();
                 self.publish();
             }
@@ -201,12 +208,7 @@ impl Finisher {
                 self.keys.insert(key.pid, key);
                 self.symbolizer.target(key);
             }
-            Message::Forked { parent, child } => {
-                // Remembered even if neither is ever sampled, so that what is known of it ends with its program.
-                self.keys.insert(parent.pid, parent);
-                self.keys.insert(child.pid, child);
-                self.symbolizer.forked(parent, child);
-            }
+            Message::Forked { parent, child } => self.forked(parent, child),
             Message::Exec(pid) => {
                 if let Some(key) = self.keys.remove(&pid) {
                     self.symbolizer.exec(key);
@@ -220,6 +222,34 @@ impl Finisher {
         }
     }
 
+    fn forked(&mut self, parent: u32, child: u32) {
+        // The processes of a recording cannot be asked, and of one that is not selected nothing will be.
+        if self.recorded || matches!(self.targets.decision(parent), Decision::Rejected) {
+            return;
+        }
+        let parent = self.key(parent);
+        if parent.start_time == 0 {
+            return;
+        }
+        // One that is gone by now is known by its parent until its end is told.
+        let child = identity::key(child).unwrap_or(ProcessKey { pid: child, start_time: 0 });
+        // Remembered even if neither is ever sampled, so that what is known of it ends with its program.
+        self.keys.insert(parent.pid, parent);
+        self.keys.insert(child.pid, child);
+        self.symbolizer.forked(parent, child);
+    }
+
+    fn key(&mut self, pid: u32) -> ProcessKey {
+        if let Some(key) = self.keys.get(&pid) {
+            return *key;
+        }
+        let key = self.targets.key(pid);
+        if key.start_time != 0 {
+            self.keys.insert(pid, key);
+        }
+        key
+    }
+
     fn sample(&mut self, sample: &RawSample) {
         if !self.collecting.takes(sample.key) {
             return;
@@ -229,20 +259,15 @@ impl Finisher {
             self.collecting.grow(sample.key, &[], sample.weight, elsewhere);
             return;
         }
-        let key = match self.keys.get(&sample.pid) {
-            Some(key) => *key,
-            None => {
-                let key = self.targets.key(sample.pid);
-                if key.start_time != 0 {
-                    self.keys.insert(sample.pid, key);
-                }
-                key
-            }
-        };
+        let key = self.key(sample.pid);
         let (mut stack, _) = self.symbolizer.resolve(key, &sample.kernel, &sample.user);
-        if !self.settings.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python) {
+        let gap = self.gaps.of(sample);
+        let python_only = !self.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python);
+        if python_only || gap.is_some() {
             self.shown.clear();
-            self.shown.extend(stack.iter().filter(|frame| frame.kind == FrameKind::Python).cloned());
+            self.shown.extend(gap.cloned());
+            let shown = |frame: &&Arc<Frame>| !python_only || frame.kind == FrameKind::Python;
+            self.shown.extend(stack.iter().filter(shown).cloned());
             stack = &self.shown;
         }
         self.collecting.grow(sample.key, stack, sample.weight, elsewhere);
@@ -359,6 +384,42 @@ impl Finisher {
                 .or_else(|| exchange.streaming.then(|| "streaming".to_owned())),
             trace_id,
             profile: false,
+        }
+    }
+}
+
+/// Frames that stand for the outermost ones where these are missing, or their callees would seem to be roots. The kernel
+/// side counts such stacks.
+struct Gaps {
+    deep_python: Arc<Frame>,
+    deep_native: Arc<Frame>,
+    unreadable: Arc<Frame>,
+}
+
+impl Default for Gaps {
+    fn default() -> Self {
+        let frame = |name: &str, kind| {
+            Arc::new(Frame { name: name.into(), file: "".into(), line: 0, first_line: 0, kind })
+        };
+        let deep = format!("[stack deeper than {} frames]", USER_FRAMES_MAX - 1);
+        Self {
+            deep_python: frame(&deep, FrameKind::Python),
+            deep_native: frame(&deep, FrameKind::Native),
+            unreadable: frame("[Python frames unreadable]", FrameKind::Python),
+        }
+    }
+}
+
+impl Gaps {
+    /// Of the kind of what is missing, so that views show it that leave other kinds out.
+    fn of(&self, sample: &RawSample) -> Option<&Arc<Frame>> {
+        if sample.flags & flags::TRUNCATED != 0 {
+            let python = sample.user.iter().any(|raw| raw.kind() == FRAME_PYTHON);
+            Some(if python { &self.deep_python } else { &self.deep_native })
+        } else if sample.flags & flags::PYTHON_FAULT != 0 {
+            Some(&self.unreadable)
+        } else {
+            None
         }
     }
 }

@@ -49,9 +49,10 @@ pub enum Message {
     Finished(Box<Finished>),
     /// This process is a target: it may be gone before its first sample is resolved, so it is asked now.
     Target(ProcessKey),
+    /// In the order of the ring, like the two below: the child may run another program or be gone a moment later.
     Forked {
-        parent: ProcessKey,
-        child: ProcessKey,
+        parent: u32,
+        child: u32,
     },
     Exec(u32),
     Exited(u32),
@@ -63,6 +64,8 @@ pub struct RawSample {
     pub key: RequestKey,
     pub pid: u32,
     pub weight: u64,
+    /// Bits of [`profiler_common::flags`]: what the stack lacks.
+    pub flags: u16,
     pub user: Vec<RawFrame>,
     pub kernel: Vec<u64>,
 }
@@ -240,9 +243,10 @@ impl Reader {
             self.audit.left = self.audit.left.saturating_sub(1);
             self.audit.leisurely = now + LEISURE;
             let mut route = route!(self);
+            let mut descriptors = sockets::Descriptors::default();
             // What was closed by `dup2` or `close_range` the kernel side takes for open.
-            let open = |conn: ConnId| loss.is_open(conn) && sockets::may_be_socket(conn.pid, conn.fd);
-            self.engine.audit(now, &open, &mut |output| route.output(output));
+            let mut open = |conn: ConnId| loss.is_open(conn) && descriptors.may_be_socket(conn.pid, conn.fd);
+            self.engine.audit(now, &mut open, &mut |output| route.output(output));
         }
     }
 
@@ -303,6 +307,7 @@ impl Route<'_> {
                 key,
                 pid: event.sample.header.pid,
                 weight: event.sample.weight,
+                flags: event.sample.header.flags,
                 user: event.user().collect(),
                 kernel: event.kernel().collect(),
             }))),
@@ -326,6 +331,9 @@ impl Route<'_> {
                 match event {
                     // Nearly always of a process that is known.
                     ProcessEvent::Accepted { pid } if self.targets.is_live(pid) => return,
+                    ProcessEvent::Forked { parent, child } => {
+                        self.batch.push(Message::Forked { parent, child });
+                    }
                     ProcessEvent::Exec { pid } => self.batch.push(Message::Exec(pid)),
                     ProcessEvent::Exited { pid } => self.batch.push(Message::Exited(pid)),
                     _ => {}
@@ -335,7 +343,7 @@ impl Route<'_> {
         }
     }
 
-    /// The reader waits for nobody who might read `/proc`: what the manager has no room for, it finds by itself.
+    /// The reader does not wait for the manager, who waits for processes: what it has no room for, it finds by itself.
     fn tell(&mut self, message: manager::Message) {
         if let Some(manager) = self.manager
             && let Err(TrySendError::Full(_)) = manager.try_send(message)
@@ -361,6 +369,24 @@ mod tests {
         bytes.extend(pid.to_ne_bytes());
         bytes.extend(tid.to_ne_bytes());
         bytes
+    }
+
+    /// A record of a process that forked.
+    fn fork(pid: u32, child: u32) -> Vec<u8> {
+        let mut bytes = exec(pid);
+        bytes[..2].copy_from_slice(&(Kind::Fork as u16).to_ne_bytes());
+        bytes.extend(child.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_a_child_inherits_is_told_before_what_it_runs() {
+        let (out, _batches) = bounded(1);
+        let mut reader = Reader::new(out, None, Targets::default(), Stats::default());
+        reader.record(&fork(5, 6));
+        reader.record(&exec(6));
+        assert!(matches!(reader.batch[..], [Message::Forked { .. }, Message::Exec(6)]), "{:?}", reader.batch);
     }
 
     #[test]

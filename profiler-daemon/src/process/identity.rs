@@ -246,7 +246,10 @@ ctypes.CDLL(None).syscall(60, 0)
             .stdin(std::process::Stdio::piped())
             .spawn();
         let Ok(mut child) = child else {
-            eprintln!("SKIPPED: no python3");
+            crate::skip::skip(
+                "a_process_without_its_main_thread_is_seen_through_another",
+                "there is no python3",
+            );
             return;
         };
         let pid = child.id();

@@ -1,6 +1,6 @@
 //! Follows the host's processes and keeps the kernel side in step.
 //!
-//! In: process events from the pipeline, a scan now and then, reloads. Out: entries of the kernel's `TARGETS` map,
+//! In: process events from the pipeline, a scan now and then. Out: entries of the kernel's `TARGETS` map,
 //! boundary probes on C libraries as they appear, sampling on CPUs as they come and go, and the table of
 //! [`Targets`](super::targets::Targets). It owns the loaded object and runs on a thread of its own, because it reads files and memory of
 //! processes that may be slow to answer.
@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use profiler_common::{Target, target_flags};
 
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
 use super::maps::{self, Maps};
 use super::named::Named;
 use super::patience::{FILES, MEMORY, PATIENCE};
-use super::python::{self, PythonError};
+use super::pending::Pending;
 use super::roster::Roster;
+use super::runtime::{self, Found};
 use super::service;
-use super::sockets::Listening;
-use super::targets::{Feature, Runtime, TargetInfo};
+use super::sockets::{self, Listening};
+use super::targets::{Feature, TargetInfo};
 use crate::bpf::{BoundaryProbes, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
@@ -36,11 +36,6 @@ pub enum Message {
     Protocol {
         pid: u32,
         name: &'static str,
-    },
-    /// From now on these processes, at this rate.
-    Configure {
-        selection: Selection,
-        frequency: u64,
     },
     /// Look at this process and its children, whatever the selection says.
     Include {
@@ -59,23 +54,6 @@ const SCAN_EVERY: Duration = Duration::from_secs(5);
 const FULL_SCAN: u32 = 6;
 /// CPUs, and processes that died unseen.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
-/// A new program is looked at again after these times: libraries are mapped, the interpreter started and sockets
-/// opened some time after `exec`.
-const LOOKS: [Duration; 5] = [
-    Duration::from_millis(0),
-    Duration::from_millis(60),
-    Duration::from_millis(250),
-    Duration::from_millis(1000),
-    Duration::from_millis(3000),
-];
-/// Processes waiting for another look; a fork storm is caught up with by the next scan.
-const PENDING_MAX: usize = 4096;
-
-struct Pending {
-    key: ProcessKey,
-    started: Instant,
-    look: usize,
-}
 
 /// See the module.
 pub struct Manager {
@@ -86,7 +64,7 @@ pub struct Manager {
     pub boundary: BoundaryProbes,
     pub probes: ProbeTable,
     pub selection: Selection,
-    /// Told to the symboliser: targets, and forks before anything is sampled in the child.
+    /// Told to the symboliser: targets.
     pub tell: Box<dyn Fn(pipeline::Message) + Send>,
     /// Told to the correlator: a process found dead, or not selected.
     pub tell_reader: Box<dyn Fn(pipeline::Control) + Send>,
@@ -95,7 +73,7 @@ pub struct Manager {
     included: Named,
     /// The selection's.
     named: Named,
-    pending: HashMap<u32, Pending>,
+    pending: Pending,
     /// Looked at by the last scan, and the sockets it found.
     scanned: HashMap<u32, ProcessKey>,
     listening: Listening,
@@ -128,7 +106,7 @@ impl Manager {
             tell_reader,
             pulse: None,
             included: Named::default(),
-            pending: HashMap::new(),
+            pending: Pending::default(),
             scanned: HashMap::new(),
             listening: Listening::default(),
             scans: 0,
@@ -150,8 +128,8 @@ impl Manager {
         loop {
             self.beat();
             let now = Instant::now();
-            let look = self.pending.values().map(|p| p.started + LOOKS[p.look]).min();
-            let wake = next_scan.min(next_housekeeping).min(look.unwrap_or(next_scan));
+            let look = self.pending.next().unwrap_or(next_scan);
+            let wake = next_scan.min(next_housekeeping).min(look);
             match messages.recv_timeout(wake.saturating_duration_since(now)) {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(message) => self.message(message),
@@ -195,7 +173,7 @@ impl Manager {
             Message::Process(ProcessEvent::Forked { parent, child }) => self.fork(parent, child),
             Message::Process(ProcessEvent::Exec { pid }) => self.exec(pid),
             Message::Process(ProcessEvent::Exited { pid }) => {
-                self.pending.remove(&pid);
+                self.pending.remove(pid);
                 self.roster.targets.ended(pid);
             }
             Message::Process(ProcessEvent::MayHaveExited { pid }) => {
@@ -208,15 +186,6 @@ impl Manager {
                     info.other_protocols.push(name);
                 }
             }),
-            Message::Configure { selection, frequency } => {
-                if selection != self.selection {
-                    self.named = named(&selection);
-                    self.selection = selection;
-                }
-                self.scans = 0;
-                self.sampler.set_frequency(&mut self.object, frequency, &self.probes);
-                self.scan();
-            }
             Message::Include { pid, done } => {
                 if self.included.add(pid) {
                     self.consider(pid, false);
@@ -266,17 +235,21 @@ impl Manager {
         self.bury();
         for pid in self.roster.unknown() {
             // One that is waiting for another look has its own reason not to be a target yet.
-            if !self.pending.contains_key(&pid)
+            if !self.pending.contains(pid)
                 && let Ok(who) = identity::read(pid)
             {
                 self.fork(who.ppid, pid);
+                if self.roster.targets.is_live(pid) {
+                    // Its fork was not told to the symboliser either.
+                    (self.tell)(pipeline::Message::Target(who.key));
+                }
             }
         }
         for info in self.roster.targets.list() {
             if let Ok(who) = identity::read(info.pid)
                 && !self.make_target(who, info.ports.clone())
             {
-                self.wait_for(info.key);
+                self.pending.begin(info.key, Instant::now());
             }
         }
         self.scans = 0;
@@ -299,7 +272,7 @@ impl Manager {
 
     fn dead(&mut self, pid: u32) {
         self.roster.bury(pid);
-        self.pending.remove(&pid);
+        self.pending.remove(pid);
         (self.tell_reader)(pipeline::Control::ProcessGone(pid));
     }
 
@@ -317,12 +290,11 @@ impl Manager {
             return;
         };
         info.key = key;
-        (self.tell)(pipeline::Message::Forked { parent: mother.key, child: key });
         self.boundary.inherit(parent, child);
         let ready = info.interpreter_stacks.works || info.runtime.name != "python";
         self.roster.enter(info);
         if !ready {
-            self.wait_for(key);
+            self.pending.begin(key, Instant::now());
         }
     }
 
@@ -331,35 +303,19 @@ impl Manager {
             self.roster.targets.ended(pid);
         }
         if let Ok(key) = identity::key(pid) {
-            self.wait_for(key);
-        }
-    }
-
-    fn wait_for(&mut self, key: ProcessKey) {
-        if self.pending.len() < PENDING_MAX {
-            self.pending.insert(key.pid, Pending { key, started: Instant::now(), look: 0 });
+            self.pending.begin(key, Instant::now());
         }
     }
 
     fn look_at_pending(&mut self, now: Instant) {
-        let due: Vec<u32> = self
-            .pending
-            .iter()
-            .filter(|(_, p)| now >= p.started + LOOKS[p.look])
-            .map(|(pid, _)| *pid)
-            .collect();
-        for pid in due {
+        for pid in self.pending.due(now) {
             self.beat();
             let finished = self.consider(pid, false);
-            let Some(pending) = self.pending.get_mut(&pid) else { continue };
-            pending.look += 1;
-            let gone = identity::key(pid).ok() != Some(pending.key);
-            if finished || gone || pending.look >= LOOKS.len() {
-                self.pending.remove(&pid);
-                if !self.roster.targets.is_live(pid) {
-                    // What a target's child runs now is not selected: it is let go, if it was held.
-                    self.roster.let_go(pid);
-                }
+            let gone = || identity::key(pid).ok() != self.pending.key(pid);
+            let settled = finished || gone();
+            if self.pending.looked(pid, settled) {
+                // What a target's child runs now is not selected: it is let go, if it was held.
+                self.roster.let_go(pid);
             }
         }
     }
@@ -389,15 +345,10 @@ impl Manager {
         let mut selected = self.selected(&who, &[], accepted);
         let mut ports = Vec::new();
         if selected || by_ports {
-            let own;
-            let listening = match listening {
-                Some(listening) => listening,
-                None => {
-                    own = Listening::of(pid);
-                    &own
-                }
+            let found = match listening {
+                Some(listening) => listening.ports(pid),
+                None => sockets::listened(pid),
             };
-            let found = listening.ports(pid);
             let serves = accepted || found.is_some();
             ports = found.unwrap_or_default();
             selected = self.selected(&who, &ports, serves);
@@ -433,37 +384,8 @@ impl Manager {
             Err(_) => Maps::default(),
         };
         let boundary = self.attach_libc(pid, &maps);
-        let seen = maps.clone();
-        let python = PATIENCE.ask(pid, FILES, move || {
-            python::detect(pid, &seen).map_err(|error| {
-                let version =
-                    python::locate(pid, &seen).ok().flatten().map(|found| found.version.to_string());
-                (error, version)
-            })
-        });
-        let python = python.unwrap_or_else(|unanswered| Err((unanswered.into(), None)));
-        let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
-        let mut settled = boundary.works;
-        let (runtime, interpreter_stacks) = match python {
-            Ok(None) => (
-                Runtime { name: native_runtime(&maps), version: None },
-                Feature::missing("no interpreter that is known"),
-            ),
-            Ok(Some(found)) => {
-                found.fill(&mut target);
-                let version = Some(found.release.clone());
-                let detail = if found.interpreter_loop.found {
-                    "CPython's own frames"
-                } else {
-                    "CPython's own frames, all outside the native ones: this build's loop has no symbols"
-                };
-                (Runtime { name: "python", version }, Feature::works(detail))
-            }
-            Err((error, version)) => {
-                settled &= !matches!(error, PythonError::NotStarted | PythonError::Memory(_));
-                (Runtime { name: "python", version }, Feature::missing(error.to_string()))
-            }
-        };
+        let Found { target, runtime, interpreter_stacks, settled } = runtime::examine(pid, &maps);
+        let settled = settled && boundary.works;
         let native_stacks =
             Feature::works("frame pointers; code built without them shows its innermost function only");
         if let Err(error) = self.roster.follow(pid, target) {
@@ -535,8 +457,4 @@ fn named(selection: &Selection) -> Named {
         Selection::Only(selectors) => Named::of(&selectors.pids),
         Selection::All => Named::default(),
     }
-}
-
-fn native_runtime(maps: &Maps) -> &'static str {
-    if maps.iter().any(|m| m.file_name() == "libjvm.so") { "jvm" } else { "native" }
 }

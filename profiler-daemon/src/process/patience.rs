@@ -286,7 +286,10 @@ mod tests {
         // SAFETY: no memory is involved.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         if fd < 0 {
-            eprintln!("SKIPPED: userfaultfd is not permitted here");
+            crate::skip::skip(
+                "a_page_that_nobody_serves_costs_the_limit_and_no_more",
+                "userfaultfd is not permitted here",
+            );
             return;
         }
         // SAFETY: the kernel just returned this descriptor.

@@ -62,9 +62,12 @@ impl Roster {
         self.targets.reject(key);
     }
 
-    /// The kernel side looks at this process no more; nothing is decided about it.
+    /// The kernel side looks at this process no more, unless it was decided upon: without the entry of one that is
+    /// rejected it would adopt it again.
     pub fn let_go(&mut self, pid: u32) {
-        self.kernel.remove(pid);
+        if !self.targets.is_live(pid) && !self.targets.is_rejected(pid) {
+            self.kernel.remove(pid);
+        }
     }
 
     /// The process is gone.
@@ -181,6 +184,21 @@ mod tests {
         assert_eq!(map.flags(), []);
         assert!(!roster.targets.is_live(7) && !roster.targets.is_rejected(7));
         assert!(roster.targets.get(7).is_some(), "its last requests are still under way");
+    }
+
+    #[test]
+    fn who_was_decided_upon_is_not_let_go() {
+        let (mut roster, map) = roster(&[]);
+        follow(&mut roster, 6);
+        roster.enter(info(6));
+        follow(&mut roster, 7);
+        roster.reject(key(7, 1));
+        follow(&mut roster, 8);
+        // The last look at a new program, by which 7 was met at a port that is not selected.
+        for pid in [6, 7, 8] {
+            roster.let_go(pid);
+        }
+        assert_eq!(map.flags(), [(6, HTTP), (7, 0)], "7 would be adopted again, and 8 was nobody's");
     }
 
     #[test]

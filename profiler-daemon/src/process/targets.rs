@@ -92,8 +92,12 @@ impl Targets {
         f(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub fn insert(&self, info: TargetInfo) {
+    /// What is known of a target now. What was met on its connections before stays.
+    pub fn insert(&self, mut info: TargetInfo) {
         self.write(|t| {
+            if let Some(before) = t.live.get(&info.pid).filter(|before| before.key == info.key) {
+                info.other_protocols.clone_from(&before.other_protocols);
+            }
             t.rejected.remove(&info.pid);
             t.ended.remove(&info.pid);
             t.live.insert(info.pid, Arc::new(info));
@@ -224,6 +228,24 @@ mod tests {
             Decision::Rejected => "rejected",
             Decision::Undecided => "undecided",
         }
+    }
+
+    #[test]
+    fn another_look_at_a_process_keeps_what_was_met_on_its_connections() {
+        let targets = Targets::default();
+        let protocols = || targets.get(5).unwrap().other_protocols.clone();
+        targets.insert(target(5));
+        targets.update(5, |info| info.other_protocols.push("TLS"));
+        targets.insert(TargetInfo { ports: vec![80], ..target(5) });
+        assert_eq!((protocols(), targets.get(5).unwrap().ports.clone()), (vec!["TLS"], vec![80]));
+        // Another process, and another program of the same.
+        let other = ProcessKey { pid: 5, start_time: 8 };
+        targets.insert(TargetInfo { key: other, ..target(5) });
+        assert_eq!(protocols(), [""; 0]);
+        targets.update(5, |info| info.other_protocols.push("TLS"));
+        targets.ended(5);
+        targets.insert(TargetInfo { key: other, ..target(5) });
+        assert_eq!(protocols(), [""; 0]);
     }
 
     #[test]

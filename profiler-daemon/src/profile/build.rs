@@ -51,6 +51,9 @@ impl Builder {
     /// Adds one sample: `stack` is root first, `weight` in ns of CPU time. A sample without frames counts as the
     /// request's own time.
     pub fn add(&mut self, stack: &[Arc<Frame>], weight: u64) {
+        if self.samples == 0 {
+            self.reserve(2 * stack.len());
+        }
         let cost = Cost { ns: weight, samples: 1 };
         self.samples = self.samples.saturating_add(1);
         self.sampled_ns = self.sampled_ns.saturating_add(weight);
@@ -93,6 +96,14 @@ impl Builder {
         if let Some(last) = self.path.last_mut() {
             last.cost.add(cost);
         }
+    }
+
+    /// Makes room for so many frames: most requests have few stacks, which share most of their frames.
+    fn reserve(&mut self, frames: usize) {
+        self.kept.reserve(frames);
+        self.edges.reserve(frames);
+        self.path.reserve(frames);
+        self.growth.reserve(frames);
     }
 
     /// Takes all but the first `keep` frames off the path.
@@ -275,6 +286,14 @@ impl Growth {
         }
         growth.profile = profile;
         growth
+    }
+
+    fn reserve(&mut self, nodes: usize) {
+        self.functions.reserve(nodes);
+        self.children.reserve(nodes);
+        self.depths.reserve(nodes);
+        self.profile.functions.reserve(nodes);
+        self.profile.nodes.reserve(nodes);
     }
 
     /// The child of `node` for a function, made if need be; `None` when the profile is full there.

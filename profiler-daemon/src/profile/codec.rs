@@ -17,6 +17,10 @@ use super::{FrameKind, Profile};
 
 const VERSION: u8 = 1;
 
+/// What a function and a node mostly take, bytes; the names are half of it.
+const ENCODED_FUNCTION: usize = 64;
+const ENCODED_NODE: usize = 16;
+
 /// Stored bytes that are not a profile.
 #[derive(Debug, thiserror::Error)]
 #[error("not a stored profile: {0}")]
@@ -25,7 +29,9 @@ pub struct DecodeError(pub String);
 impl Profile {
     /// Uncompressed binary form with a version byte first; the store compresses it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out =
+            Vec::with_capacity(ENCODED_FUNCTION * self.functions.len() + ENCODED_NODE * self.nodes.len());
+        out.push(VERSION);
         for value in [self.requests, self.duration_ns, self.truncated_samples] {
             put(&mut out, value);
         }

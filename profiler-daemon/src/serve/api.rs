@@ -91,9 +91,7 @@ fn readiness(context: &Context) -> Result<(), String> {
 
 async fn reload(State(app): State<Arc<App>>) -> Answer {
     work(&app, |context| {
-        let result = (context.reload)();
-        context.metrics.set_reload_successful(result.is_ok());
-        result.map_err(|why| ApiError::conflict("reload_failed", why))?;
+        (context.reload)().map_err(|why| ApiError::conflict("reload_failed", why))?;
         Ok(Json(json!({"reloaded": true})).into_response())
     })
     .await
@@ -103,7 +101,10 @@ async fn show_metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let encoding = metrics::Encoding::negotiate(accept);
     // Thousands of series are worth a thread, but not a turn: those who watch the daemon wait for nobody.
-    let encode = move || app.context.metrics.encode(encoding, Some(app.context.store.counters()));
+    let encode = move || {
+        (app.context.refresh)();
+        app.context.metrics.encode(encoding, Some(app.context.store.counters()))
+    };
     let body = tokio::task::spawn_blocking(encode).await.map_err(|_| failed())?;
     Ok(([(header::CONTENT_TYPE, encoding.content_type())], body).into_response())
 }

@@ -44,6 +44,8 @@ const MERGES: usize = 1;
 pub struct Context {
     pub store: Reader,
     pub metrics: Arc<Metrics>,
+    /// Brings the metrics up to date before they are shown. May block.
+    pub refresh: Arc<dyn Fn() + Send + Sync>,
     /// The object of `/api/v1/status`; the store's part is added here.
     pub status: Report,
     /// The array `targets` of `/api/v1/targets`.
@@ -54,6 +56,18 @@ pub struct Context {
     pub reload: Check,
     /// Names that this host is reached by, beside those of loopback; in lower case.
     pub hosts: Vec<String>,
+}
+
+/// A way to read the configuration again of which the metrics tell how it went, whoever asked for it.
+pub fn noted(
+    metrics: Arc<Metrics>,
+    reload: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+) -> Check {
+    Arc::new(move || {
+        let result = reload();
+        metrics.set_reload_successful(result.is_ok());
+        result
+    })
 }
 
 /// Shared by all handlers.

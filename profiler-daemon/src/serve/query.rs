@@ -7,11 +7,10 @@ use axum::http::Uri;
 
 use super::error::ApiError;
 use crate::profile::format::{Format, View, planned};
-use crate::store::{Filter, Sort};
+use crate::store::{Filter, MAX_ROWS, Sort};
 
 /// Rows of a list when nothing else is asked for.
 const DEFAULT_LIMIT: usize = 100;
-const MAX_LIMIT: usize = 1_000;
 pub(super) const FILTERS: [&str; 9] =
     ["service", "route", "method", "status", "pid", "min_duration", "max_duration", "since", "until"];
 
@@ -90,8 +89,9 @@ impl Params {
     }
 
     pub(super) fn limit(&self) -> Result<usize, ApiError> {
-        let valid = |text: &str| text.parse().ok().filter(|n| (1..=MAX_LIMIT).contains(n));
-        Ok(self.parsed("limit", "a number from 1 to 1000", valid)?.unwrap_or(DEFAULT_LIMIT))
+        let valid = |text: &str| text.parse().ok().filter(|n| (1..=MAX_ROWS).contains(n));
+        let expected = format!("a number from 1 to {MAX_ROWS}");
+        Ok(self.parsed("limit", &expected, valid)?.unwrap_or(DEFAULT_LIMIT))
     }
 
     pub(super) fn cursor(&self) -> Option<&str> {

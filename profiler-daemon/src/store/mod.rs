@@ -24,12 +24,12 @@ use std::time::Duration;
 
 pub use counters::{Counters, DropReason};
 pub use filter::{BadCursor, Filter, InvalidId, RequestId, Sort, StatusFilter};
-pub use reader::{Deadline, Merged, Page, ReadError, Reader, RouteStats};
+pub use reader::{Deadline, MAX_ROWS, Merged, Page, ReadError, Reader, RouteStats};
 pub use writer::{Entry, Sender};
 
 use crate::health::Health;
 
-/// The size a store may have when nothing else is configured.
+/// The size a store may have when nothing else is configured: about a week of a busy host's requests with their profiles.
 pub const DEFAULT_MAX_BYTES: u64 = 512 << 20;
 /// The age at which requests are forgotten when nothing else is configured.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);

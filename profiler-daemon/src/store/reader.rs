@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Profiles in a merged profile: decoding them takes a second or two, and more would not change the picture.
 pub(super) const MAX_MERGED: usize = 2_000;
 /// Rows of one page of a list.
-pub(super) const MAX_ROWS: usize = 1_000;
+pub const MAX_ROWS: usize = 1_000;
 /// Distinct routes in an answer; requests of others are summed up as `_OTHER`.
 const MAX_ROUTES: usize = 10_000;
 

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, TrySendError, bounded};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use zstd::bulk::Compressor;
 
 use super::counters::{Counters, DropReason};
 use super::filter::RequestId;
@@ -121,6 +122,8 @@ impl Writer {
             behind: false,
             pause: None,
             pulse,
+            compressor: Compressor::new(ZSTD_LEVEL)
+                .map_err(|source| OpenError::Io { path: path.clone(), source })?,
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -178,6 +181,7 @@ struct Worker {
     /// Set while degraded.
     pause: Option<Pause>,
     pulse: Pulse,
+    compressor: Compressor<'static>,
 }
 
 /// The disk refused; it is left alone for a while.
@@ -185,6 +189,23 @@ struct Worker {
 struct Pause {
     until: Instant,
     reason: DropReason,
+}
+
+/// The next message. What a batch waits for is not waited for one by one: to be woken for each would cost more than
+/// what is then done with it.
+fn next(
+    queue: &Receiver<Message>,
+    batch_until: Option<Instant>,
+    wake: Instant,
+) -> Result<Message, RecvTimeoutError> {
+    let Some(until) = batch_until else { return queue.recv_deadline(wake) };
+    if queue.is_empty() {
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    }
+    queue.try_recv().map_err(|nothing| match nothing {
+        TryRecvError::Empty => RecvTimeoutError::Timeout,
+        TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+    })
 }
 
 /// What became of a batch that was committed.
@@ -205,7 +226,7 @@ impl Worker {
         loop {
             self.pulse.beat();
             let wake = batch_until.unwrap_or(tend_at).min(tend_at);
-            match queue.recv_deadline(wake) {
+            match next(queue, batch_until, wake) {
                 Ok(Message::Entry(entry)) => {
                     let bytes = entry.profile.as_ref().map_or(0, Vec::len);
                     self.queued_bytes.fetch_sub(bytes, Relaxed);
@@ -233,7 +254,7 @@ impl Worker {
             let now = Instant::now();
             let mut wrote = false;
             let full = self.batch.len() >= BATCH || self.batch_bytes >= self.max_batch_bytes;
-            if full || batch_until.is_some_and(|until| until <= now) {
+            if full || (batch_until.is_some_and(|until| until <= now) && queue.is_empty()) {
                 self.write();
                 batch_until = None;
                 wrote = true;
@@ -297,7 +318,9 @@ impl Worker {
                 let profile = match &entry.profile {
                     None => None,
                     Some(raw) => {
-                        let data = zstd::bulk::compress(raw, ZSTD_LEVEL)
+                        let data = self
+                            .compressor
+                            .compress(raw)
                             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
                         Some(profiles.insert(rusqlite::params![raw.len() as i64, data])?)
                     }

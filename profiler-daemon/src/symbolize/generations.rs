@@ -45,10 +45,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Generations<K, V> {
     }
 
     /// Keeps what `keep` holds of.
-    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
-        self.young.retain(|key, _| keep(key));
-        if !self.old.keys().all(&keep) {
-            Rc::make_mut(&mut self.old).retain(|key, _| keep(key));
+    pub(super) fn retain(&mut self, keep: impl Fn(&K, &V) -> bool) {
+        self.young.retain(|key, value| keep(key, value));
+        if !self.old.iter().all(|(key, value)| keep(key, value)) {
+            Rc::make_mut(&mut self.old).retain(|key, value| keep(key, value));
         }
     }
 
@@ -80,7 +80,7 @@ mod tests {
         }
         assert_eq!(map.get(&98), Some(&196));
         assert_eq!(map.get(&10), None);
-        map.retain(|n| *n != 99);
+        map.retain(|n, _| *n != 99);
         assert_eq!((map.get(&98), map.get(&99)), (Some(&196), None));
         map.clear();
         assert_eq!((map.len(), map.get(&98)), (0, None));

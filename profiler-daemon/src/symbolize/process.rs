@@ -5,7 +5,6 @@
 
 use std::hash::Hasher;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use profiler_common::{FRAME_PYTHON, RawFrame};
@@ -13,33 +12,16 @@ use rustc_hash::{FxHashMap, FxHasher};
 
 use super::generations::Generations;
 use super::module::{Module, Modules};
+use super::names::{Resolved, ResolvedKind};
 use super::native::{CALL_MAX, ends_in_call};
 use super::python::code::Code;
 use super::reason::Reason;
+use super::recent::Recent;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::{Mapping, Maps};
 use crate::process::memory::{Memory, ProcessMemory};
 use crate::process::patience::{FILES, MEMORY, PATIENCE};
 use crate::process::python::{self, InterpreterLoop, Layout, PythonError};
-use crate::profile::Frame;
-
-/// What became of a raw frame.
-#[derive(Debug)]
-pub(super) struct Resolved {
-    /// Outermost first; empty for a frame that is dropped.
-    pub(super) frames: Box<[Arc<Frame>]>,
-    pub(super) kind: ResolvedKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ResolvedKind {
-    Named,
-    /// The interpreter's loop, which Python frames stand for.
-    InterpreterLoop,
-    Unresolved(Reason),
-    /// A guess that was wrong, and whatever was guessed from it.
-    Cut(Reason),
-}
 
 /// Code objects kept per process: Django with its dependencies runs some 5,000.
 const CODES_MAX: usize = 20_000;
@@ -62,6 +44,7 @@ const READING_SHARE: u32 = 1000;
 #[derive(Clone)]
 struct Interpreter {
     layout: Layout,
+    /// Where its loop is: if something else is mapped there, it is another program's.
     code: InterpreterLoop,
 }
 
@@ -85,74 +68,11 @@ pub(super) struct Process {
     recount_at: usize,
     /// Bytes added since [`Self::added`] was asked.
     added: usize,
+    /// Something else is mapped somewhere than when `recent` was resolved.
+    changed: bool,
     /// When it was used last, on the symbolizer's own count.
     pub(super) used: u64,
     pub(super) recent: Recent,
-}
-
-/// The stack that was resolved last: most of the next one is the same, from its outermost frame on.
-#[derive(Default)]
-pub(super) struct Recent {
-    /// Leaf first. Only of frames that have names: others are tried again, and counted, for each sample.
-    raw: Vec<RawFrame>,
-    /// Of each of these: how long `stack` is up to it.
-    depth: Vec<u32>,
-    /// Root first; behind what `raw` stands for come frames without a name, and the kernel's.
-    stack: Vec<Arc<Frame>>,
-}
-
-impl Recent {
-    /// How many of the outermost frames of `user` are those of this stack, from a Python frame on: what a native one
-    /// means depends on the frames below it.
-    pub(super) fn shared(&self, user: &[RawFrame]) -> usize {
-        let same = self.raw.iter().rev().zip(user.iter().rev()).take_while(|(a, b)| a == b).count();
-        let outer = &user[user.len() - same..];
-        outer.iter().position(|raw| raw.kind() == FRAME_PYTHON).map_or(0, |at| same - at)
-    }
-
-    /// Makes it the stack of `user`: the `shared` outermost frames stay, `inner` became of the others (leaf first;
-    /// `None` is not shown). `named`: none of these was cut or has no name.
-    pub(super) fn change(
-        &mut self,
-        user: &[RawFrame],
-        shared: usize,
-        inner: &[Option<Rc<Resolved>>],
-        named: bool,
-    ) {
-        let old = self.raw.len() - shared;
-        let keep = self.depth.get(old).copied().unwrap_or(0);
-        self.stack.truncate(keep as usize);
-        self.raw.drain(..old);
-        self.depth.drain(..old);
-        let mut depth = Vec::with_capacity(if named { inner.len() } else { 0 });
-        for resolved in inner.iter().rev() {
-            if let Some(resolved) = resolved {
-                self.stack.extend_from_slice(&resolved.frames);
-            }
-            if named {
-                depth.push(self.stack.len() as u32);
-            }
-        }
-        if named {
-            self.raw.splice(..0, user[..user.len() - shared].iter().copied());
-            self.depth.splice(..0, depth.into_iter().rev());
-        }
-    }
-
-    pub(super) fn stack(&self) -> &[Arc<Frame>] {
-        &self.stack
-    }
-
-    /// For the kernel's frames, which come last.
-    pub(super) fn end(&mut self) -> &mut Vec<Arc<Frame>> {
-        &mut self.stack
-    }
-
-    /// What is known of these frames holds no longer.
-    fn clear(&mut self) {
-        self.raw.clear();
-        self.depth.clear();
-    }
 }
 
 impl Process {
@@ -171,6 +91,7 @@ impl Process {
             code_bytes: 0,
             recount_at: 0,
             added: 0,
+            changed: false,
             used: 0,
             recent: Recent::default(),
         }
@@ -199,6 +120,7 @@ impl Process {
             code_bytes: self.code_bytes,
             recount_at: self.recount_at,
             added: 0,
+            changed: false,
             used: self.used,
             recent: Recent::default(),
         }
@@ -228,11 +150,27 @@ impl Process {
         }
     }
 
-    /// Reads the map again if it was not for a while. Called for each sample.
+    /// Reads the map again if it was not for a while. Called before each stack.
     pub(super) fn refresh(&mut self) {
         if self.scanned.is_some_and(|last| last.elapsed() >= self.believed) {
             self.read_map();
         }
+        self.forget_changed();
+    }
+
+    /// Forgets the last stack if the map is another than when it was resolved. Whether it was.
+    pub(super) fn forget_changed(&mut self) -> bool {
+        let changed = std::mem::take(&mut self.changed);
+        if changed {
+            self.recent.clear();
+        }
+        changed
+    }
+
+    /// As if it had last looked at the map so long ago.
+    #[cfg(test)]
+    pub(super) fn looked(&mut self, ago: Duration) {
+        self.scanned = Instant::now().checked_sub(ago);
     }
 
     /// Bytes it occupies, about; what forked processes share is counted for each.
@@ -280,15 +218,29 @@ impl Process {
         if changed.is_empty() {
             return;
         }
-        // What is mapped there now is not what it was when these got their names.
-        self.recent.clear();
-        self.frames.retain(|raw| {
-            raw.kind() == FRAME_PYTHON || !changed.iter().any(|range| range.contains(&raw.address))
-        });
-        // Programs that embed an interpreter may load it late.
-        if matches!(self.interpreter, Some(None)) {
+        self.changed = true;
+        let within = |address: u64| changed.iter().any(|range| range.contains(&address));
+        let replaced = match &self.interpreter {
+            None => false,
+            Some(None) => {
+                // Programs that embed an interpreter may load it late.
+                self.interpreter = None;
+                false
+            }
+            // Another program, of which no record told.
+            Some(Some(interpreter)) => within(interpreter.code.hot.start),
+        };
+        if replaced {
             self.interpreter = None;
+            self.codes.clear();
+            (self.code_bytes, self.recount_at) = (0, 0);
         }
+        // What is mapped there now is not what it was when these got their names.
+        let nameless = ResolvedKind::Unresolved(Reason::NoInterpreter);
+        self.frames.retain(|raw, resolved| match raw.kind() {
+            FRAME_PYTHON => !replaced && resolved.kind != nameless,
+            _ => !within(raw.address),
+        });
     }
 
     /// Whether the pid still belongs to the process we mean.
@@ -377,18 +329,21 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::symbolize::recent::Step;
 
     #[test]
     fn one_process_has_a_bound_of_its_own() {
         let mut process = Process::new(ProcessKey { pid: 1, start_time: 1 });
         let resolved = Rc::new(Resolved { frames: Box::default(), kind: ResolvedKind::Named });
-        process.remember(RawFrame::new(FRAME_PYTHON, 1, 0, 0), resolved);
+        let raw = RawFrame::new(FRAME_PYTHON, 1, 0, 0);
+        process.remember(raw, resolved.clone());
+        process.recent.change(&[raw], 0, &[Step { shown: Some(resolved), fault: None }]);
         assert_eq!(process.added(), FRAME_COST);
         assert_eq!(process.added(), 0);
         process.bound();
-        assert_eq!(process.size(), FRAME_COST);
+        assert_eq!((process.size(), process.recent.remembered()), (FRAME_COST, 1));
         process.code_bytes = BYTES_MAX;
         process.bound();
-        assert_eq!(process.size(), 0);
+        assert_eq!((process.size(), process.recent.remembered()), (0, 0));
     }
 }

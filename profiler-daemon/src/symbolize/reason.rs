@@ -43,6 +43,14 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether it may be over at the next sight of the frame, which is then tried again.
+    pub(super) const fn passes(self) -> bool {
+        matches!(
+            self,
+            Self::Unmapped | Self::TooManyFiles | Self::Fault | Self::Gone | Self::Reused | Self::Unanswered
+        )
+    }
+
     /// The name used as a label and in frames.
     pub const fn name(self) -> &'static str {
         match self {

@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::skip::skip;
+
 /// What a consumer printed; `None`, with the reason printed, when it is not installed.
 pub fn run(test: &str, command: &mut Command) -> Option<String> {
     match command.stdin(Stdio::null()).output() {
@@ -14,7 +16,7 @@ pub fn run(test: &str, command: &mut Command) -> Option<String> {
             Some(text)
         }
         Err(error) => {
-            println!("SKIPPED {test}: {} does not run: {error}", command.get_program().to_string_lossy());
+            skip(test, format_args!("{} does not run: {error}", command.get_program().to_string_lossy()));
             None
         }
     }
@@ -23,12 +25,12 @@ pub fn run(test: &str, command: &mut Command) -> Option<String> {
 /// Runs a script with Node, which finds the tools' modules.
 pub fn node(test: &str, modules: &[&str], script: &str, arguments: &[&Path]) -> Option<String> {
     let Some(tools) = std::env::var_os("REQPROF_TOOLS_DIR").map(PathBuf::from) else {
-        println!("SKIPPED {test}: REQPROF_TOOLS_DIR is not set");
+        skip(test, "REQPROF_TOOLS_DIR is not set");
         return None;
     };
     for module in modules {
         if !tools.join("node_modules").join(module).is_dir() {
-            println!("SKIPPED {test}: {} has no node_modules/{module}", tools.display());
+            skip(test, format_args!("{} has no node_modules/{module}", tools.display()));
             return None;
         }
     }
@@ -45,7 +47,7 @@ pub fn chromium(test: &str) -> Option<PathBuf> {
         })
     });
     if found.is_none() {
-        println!("SKIPPED {test}: no chromium in PATH");
+        skip(test, "no chromium in PATH");
     }
     found
 }

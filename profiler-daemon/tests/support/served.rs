@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use profiler_daemon::cli::client::ClientOptions;
-use profiler_daemon::profile::Profile;
+use profiler_daemon::profile::{Builder, Frame, FrameKind, Profile};
 use profiler_daemon::record::{Attribution, Boundary, Outcome, RequestRecord};
 use profiler_daemon::serve::{self, Context, Metrics};
 use profiler_daemon::store::{Config, Entry, Store};
@@ -31,6 +32,17 @@ impl Served {
     }
 
     pub fn start_with(status: serve::Report) -> Self {
+        Self::build(status, true)
+    }
+
+    /// As `record` serves: a reload is refused, and the metrics do not tell of it.
+    pub fn of_recording() -> Self {
+        let served = Self::build(Arc::new(|| json!({})), false);
+        *served.reload.lock().unwrap() = Err("a recording keeps its settings".to_owned());
+        served
+    }
+
+    fn build(status: serve::Report, noted: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&Config::new(dir.path().join("state"))).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
@@ -40,13 +52,23 @@ impl Served {
             let state = Arc::clone(state);
             Arc::new(move || state.lock().unwrap().clone())
         };
+        let asked = answer(&reload);
         let context = Context {
             store: store.reader(),
             metrics: Arc::clone(&metrics),
+            refresh: {
+                let metrics = Arc::clone(&metrics);
+                let refreshed = AtomicU64::new(0);
+                // A total that only this sets, and that tells how often.
+                Arc::new(move || {
+                    let times = refreshed.fetch_add(1, Relaxed) + 1;
+                    metrics.set_events_lost("test", "refreshed", times);
+                })
+            },
             status,
             targets: Arc::new(|| json!([{"pid": 100, "service": "shop\u{1b}[2J", "runtime": null}])),
             ready: answer(&ready),
-            reload: answer(&reload),
+            reload: if noted { serve::noted(Arc::clone(&metrics), move || asked()) } else { asked },
             hosts: Vec::new(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -62,7 +84,8 @@ impl Served {
 
     pub fn add(&self, record: RequestRecord, profile: bool) {
         self.metrics.observe(&record);
-        self.put(record, profile.then(Profile::default));
+        let sampled = profile.then(|| one_sample(record.duration_ns));
+        self.put(record, sampled);
     }
 
     pub fn put(&self, record: RequestRecord, profile: Option<Profile>) {
@@ -72,7 +95,7 @@ impl Served {
     }
 
     pub fn options(&self) -> ClientOptions {
-        ClientOptions { url: format!("http://{}", self.address), ..ClientOptions::default() }
+        ClientOptions { url: format!("http://{}", self.address), json: false, color: false }
     }
 
     /// Sends this head as it is; the status, the head and the body of the answer.
@@ -101,6 +124,15 @@ impl Served {
         let (status, _, body) = self.get(path);
         (status, code(&body))
     }
+}
+
+/// The profile of one request that one sample hit.
+fn one_sample(duration_ns: u64) -> Profile {
+    let (name, file) = (Arc::from("order_detail"), Arc::from("/srv/shop/views.py"));
+    let frame = Frame { name, file, line: 12, first_line: 10, kind: FrameKind::Python };
+    let mut builder = Builder::default();
+    builder.add(&[Arc::new(frame)], duration_ns);
+    builder.finish(duration_ns)
 }
 
 pub fn code(body: &str) -> String {

@@ -115,7 +115,7 @@ fn followed(ctx: &ProbeContext, ids: Ids, direction: u16, discover: Option<u32>)
     let conn = match Shared::of(flow.key) {
         Some(conn) => conn,
         None => match discover {
-            Some(call) if r.rax as i64 >= 4 && !serves(ids.tid) => self::discover(flow.key, r, call)?,
+            Some(call) if r.rax as i64 >= 4 => self::discover(&flow, r, call)?,
             _ => return None,
         },
     };
@@ -129,7 +129,7 @@ fn followed(ctx: &ProbeContext, ids: Ids, direction: u16, discover: Option<u32>)
 /// The thread has dealt with a client of which no other record tells. If it is within a request of another one, it does
 /// several things at a time, and its samples are nobody's.
 #[inline(always)]
-fn interleaved(flow: &Flow) {
+pub fn interleaved(flow: &Flow) {
     let Some(active) = ACTIVE.get_ptr_mut(flow.ids.tid) else { return };
     // SAFETY: a live map value, and the entry of the current thread; the sampler uses other fields.
     let active = unsafe { &mut *active };
@@ -143,7 +143,8 @@ fn interleaved(flow: &Flow) {
             slot.submit(QUIET);
             active.told = 1;
         }
-        None => count(Stat::BoundaryLostRing),
+        // The next record of its own connection will say that one is missing.
+        None => lost(active.key),
     }
 }
 
@@ -251,9 +252,10 @@ fn serves(tid: u32) -> bool {
     conn.activation() == activation && conn.in_state() != connection_state::RESPONDED
 }
 
-/// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method.
+/// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method. Nearly all
+/// that is asked about are a database's answers, which those four bytes already tell.
 #[inline(always)]
-fn discover(key: u64, r: &pt_regs, call: u32) -> Option<Shared> {
+fn discover(flow: &Flow, r: &pt_regs, call: u32) -> Option<Shared> {
     let address = match elements(r, call) {
         None => r.rsi,
         Some((array, _)) => Current.word(array).ok()?,
@@ -261,11 +263,11 @@ fn discover(key: u64, r: &pt_regs, call: u32) -> Option<Shared> {
     let mut first = 0u32;
     // SAFETY: a local of four bytes.
     unsafe { read_user((&raw mut first).cast(), 4, address) }.ok()?;
-    if !begins_known_method(first) {
+    if !begins_known_method(first) || serves(flow.ids.tid) {
         return None;
     }
-    track(key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
-    Shared::of(key)
+    track(flow.key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
+    Shared::of(flow.key)
 }
 
 #[inline(always)]
@@ -326,6 +328,7 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
     }
     let fd = result as u32;
     let flow = Flow::new(ids, fd, DIR_IN);
+    // The record of the new connection says so too, but if it is lost, no request within which it was accepted knows.
     interleaved(&flow);
     let (inode, number) = opened(fd).map_or((0, 0), |file| (file.inode, file.number));
     let generation = track(flow.key, Connection { inode, number, ..EMPTY });

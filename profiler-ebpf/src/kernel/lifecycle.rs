@@ -33,7 +33,8 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
     let ids = ids();
     // SAFETY: a lookup; the value is copied at once.
     let Some(target) = (unsafe { TARGETS.get(ids.pid) }).copied() else { return 0 };
-    if set.kernel.valid == 0 {
+    // The child of a rejected process is looked at when it accepts a connection itself.
+    if set.kernel.valid == 0 || target.flags & target_flags::HTTP == 0 {
         return 0;
     }
     // SAFETY: the context of this tracepoint holds two pointers.

@@ -13,9 +13,10 @@ use profiler_ebpf::head::{
 };
 
 use super::{
+    boundary::interleaved,
     connection::{Flow, Shared},
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
-    task::{header, now, read_user},
+    task::{header, now, read_at_most},
     transfer::Transfer,
 };
 
@@ -48,7 +49,9 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
         let line =
             left >= 4 && begins_known_method(first as u32) && may_be_request_line(&words, left, Where::Body);
         if conn.unproven() && !line {
-            return left; // the rest of something whose beginning was not seen
+            // The rest of something whose beginning was not seen, or no HTTP at all.
+            interleaved(flow);
+            return left;
         }
         match begin_in(flow, conn, transfer, &words, left, &mut bits) {
             Begin::Capture => true,
@@ -64,6 +67,7 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
         }
     } else {
         if !answers(conn) {
+            interleaved(flow);
             return left;
         }
         if conn.out_state() != connection_state::HEAD && may_begin_response(first, left) {
@@ -137,6 +141,8 @@ pub fn emit_together(flow: &Flow, conn: Shared, transfer: &Transfer) {
         emit_plain(flow, conn, transfer.entered, length, 0, 0);
     } else if answers(conn) {
         emit_plain_tail(flow, conn, transfer.entered, length, 0, 0, Tail::Known(tail));
+    } else {
+        interleaved(flow);
     }
 }
 
@@ -144,24 +150,22 @@ pub fn emit_together(flow: &Flow, conn: Shared, transfer: &Transfer) {
 #[inline(always)]
 fn first_bytes(address: u64, left: u64) -> u64 {
     let mut first = 0u64;
-    let size = if left >= 8 { 8 } else { left as u32 & 7 };
-    if address == 0 || size == 0 {
+    if address == 0 || left == 0 {
         return 0;
     }
-    // SAFETY: a local of eight bytes, and size is at most 8.
-    let _ = unsafe { read_user((&raw mut first).cast(), size, address) };
+    // SAFETY: a local of eight bytes.
+    let _ = unsafe { read_at_most::<8>((&raw mut first).cast(), left.min(8), address) };
     first
 }
 
 /// The first bytes, at most 24; 0 behind them.
 #[inline(always)]
 fn read_first(words: &mut [u64; 3], address: u64, left: u64) {
-    let size = if left >= 24 { 24 } else { left as u32 & 31 };
-    if address == 0 || size == 0 || size > 24 {
+    if address == 0 || left == 0 {
         return;
     }
-    // SAFETY: a local of 24 bytes, and size is at most that.
-    let _ = unsafe { read_user((&raw mut *words).cast(), size, address) };
+    // SAFETY: a local of 24 bytes.
+    let _ = unsafe { read_at_most::<24>((&raw mut *words).cast(), left.min(24), address) };
 }
 
 /// What is to be done with incoming bytes.
@@ -368,13 +372,13 @@ fn missed(conn: Shared, bits: u16) {
 
 #[inline(always)]
 fn read_tail(record: &mut Data, end: u64, length: u64) {
-    let size = if length >= 8 { 8 } else { length as u32 & 7 };
+    let size = length.min(8);
     if size == 0 {
         return;
     }
-    // SAFETY: the field has eight bytes, and size is at most 8.
-    if unsafe { read_user(record.tail.as_mut_ptr(), size, end - u64::from(size)) }.is_ok() {
-        record.tail_len = size;
+    // SAFETY: the field has eight bytes.
+    if unsafe { read_at_most::<8>(record.tail.as_mut_ptr(), size, end - size) }.is_ok() {
+        record.tail_len = size as u32;
     }
 }
 
@@ -414,7 +418,7 @@ fn with_room<const ROOM: usize>(
         if size > ROOM as u64 {
             size = ROOM as u64;
         }
-        if read_user(bytes, size as u32, address).is_err() {
+        if read_at_most::<ROOM>(bytes, size, address).is_err() {
             count(Stat::HeadReadFault);
             (*record).data.header.flags |= flags::HEAD_FAULT;
             slot.submit(QUIET);

@@ -199,8 +199,8 @@ fn push(walk: &mut Walk, frame: RawFrame) {
         walk.mode = DONE;
         return;
     }
-    // The mask is what the verifier believes; the test above is what keeps it true.
-    walk.frames[at & (USER_FRAMES_MAX - 1)] = frame;
+    // The mask is what the verifier believes; the test above is what keeps it true, and may not do away with the mask.
+    walk.frames[core::hint::black_box(at) & (USER_FRAMES_MAX - 1)] = frame;
     walk.count = at as u32 + 1;
 }
 

@@ -47,6 +47,23 @@ pub unsafe fn read_user(to: *mut u8, size: u32, from: u64) -> Result<(), Fault> 
     if failed == 0 { Ok(()) } else { Err(Fault) }
 }
 
+/// Reads up to `MAX` bytes of user memory. More is a fault.
+///
+/// The bound is checked here, on a value that the compiler knows nothing of: where it knows the size to be small enough
+/// it leaves the check out, and before 6.5 the verifier cannot follow why it may.
+///
+/// # Safety
+/// `to` is valid for `MAX` bytes.
+#[inline(always)]
+pub unsafe fn read_at_most<const MAX: usize>(to: *mut u8, size: u64, from: u64) -> Result<(), Fault> {
+    let size = core::hint::black_box(size);
+    if size > MAX as u64 {
+        return Err(Fault);
+    }
+    // SAFETY: by contract and the check above.
+    unsafe { read_user(to, size as u32, from) }
+}
+
 /// Reads a kernel value at `base + offset`.
 #[inline(always)]
 pub fn read_kernel<T>(base: u64, offset: u32) -> Result<T, Fault> {

@@ -82,9 +82,12 @@ pub fn start(ctx: &ProbeContext, flow: &Flow, conn: Shared, call: u32, entered: 
     next(ctx, flow, conn, &transfer, total)
 }
 
-/// On to the next piece.
+/// On to the next piece, if there is one.
 #[inline(always)]
 fn next(ctx: &ProbeContext, flow: &Flow, conn: Shared, transfer: &Transfer, total: u64) -> u32 {
+    if transfer.offset >= total {
+        return over(flow);
+    }
     // SAFETY: the array holds uprobe programs.
     unsafe { TRANSFER_STEPS.tail_call(ctx, if flow.direction == DIR_IN { STEP_IN } else { STEP_OUT }) };
     // The chain is at its limit: the rest is one invisible piece.
@@ -122,7 +125,8 @@ fn step(ctx: &ProbeContext, direction: u16) -> u32 {
     let Some(conn) = Shared::of(flow.key) else { return over(&flow) };
     let total = r.rax;
     let done = transfer.offset;
-    // The last piece may have shown that the connection is not one to follow, or another thread have closed it.
+    // The last piece may have shown that the connection is not one to follow, or another thread have closed it. Nothing
+    // can be left already, but the verifier does not know that.
     if done >= total || conn.generation() != transfer.generation || conn.is(connection_flags::IGNORED) {
         return over(&flow);
     }

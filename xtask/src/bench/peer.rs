@@ -1,6 +1,7 @@
 //! The profilers that the benchmark compares, and how each is switched on: those that attach to running workers are
 //! started before a slice and stopped after it, those that are middlewares get a server of their own.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,6 +15,7 @@ use crate::load::client;
 use crate::site::service::{Lifetime, Service, children_of};
 use crate::site::{Site, free_port};
 
+const FAST_HZ: u32 = 999;
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 /// How long after a slice its last requests may take to be counted.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
@@ -22,6 +24,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 pub enum Peer {
     /// Nothing is attached in either slice: what the method itself cannot tell from no difference
     Control,
+    /// perf's bare clock at 999 Hz on every CPU, with nobody who samples: what the machine's timer costs alone
+    #[value(name = "clock-999")]
+    Clock999,
     /// reqprof at its default rate
     Reqprof,
     /// reqprof at 999 Hz
@@ -39,6 +44,7 @@ impl Peer {
     pub fn label(self) -> &'static str {
         match self {
             Self::Control => "nothing (control)",
+            Self::Clock999 => "bare clock, 999 Hz",
             Self::Reqprof => "reqprof, default rate",
             Self::Reqprof999 => "reqprof, 999 Hz",
             Self::PySpy => "py-spy, 100 Hz",
@@ -61,7 +67,7 @@ impl Peer {
         match self {
             Self::Pyinstrument => Some("pyinstrument"),
             Self::Cprofile => Some("cprofile"),
-            Self::Control | Self::Reqprof | Self::Reqprof999 | Self::PySpy => None,
+            Self::Control | Self::Clock999 | Self::Reqprof | Self::Reqprof999 | Self::PySpy => None,
         }
     }
 
@@ -70,7 +76,7 @@ impl Peer {
         match self {
             Self::Reqprof | Self::Reqprof999 => Duration::from_secs(4),
             Self::PySpy => Duration::from_secs(2),
-            Self::Control | Self::Pyinstrument | Self::Cprofile => Duration::ZERO,
+            Self::Control | Self::Clock999 | Self::Pyinstrument | Self::Cprofile => Duration::ZERO,
         }
     }
 }
@@ -88,6 +94,7 @@ pub struct Attached {
     service: Option<Service>,
     /// reqprof's HTTP interface.
     pub api: Option<SocketAddr>,
+    _clocks: Vec<perf_event::Counter>,
 }
 
 impl Tools {
@@ -95,9 +102,10 @@ impl Tools {
     pub fn attach(&self, peer: Peer, site: &Site) -> Result<Attached> {
         match peer {
             Peer::Reqprof => self.attach_reqprof(None, site),
-            Peer::Reqprof999 => self.attach_reqprof(Some(999), site),
+            Peer::Reqprof999 => self.attach_reqprof(Some(FAST_HZ), site),
             Peer::PySpy => self.attach_py_spy(site),
-            Peer::Control | Peer::Pyinstrument | Peer::Cprofile => Ok(Attached { service: None, api: None }),
+            Peer::Clock999 => Ok(Attached { _clocks: clocks()?, ..Attached::nothing() }),
+            Peer::Control | Peer::Pyinstrument | Peer::Cprofile => Ok(Attached::nothing()),
         }
     }
 
@@ -118,7 +126,7 @@ impl Tools {
         service.wait_for("ready", ATTACH_LIMIT, || is_ready(addr).then_some(()))?;
         let workers = site.workers();
         service.wait_for("watching every worker", ATTACH_LIMIT, || watches(addr, &workers).then_some(()))?;
-        Ok(Attached { service: Some(service), api: Some(addr) })
+        Ok(Attached { service: Some(service), api: Some(addr), ..Attached::nothing() })
     }
 
     fn attach_py_spy(&self, site: &Site) -> Result<Attached> {
@@ -130,8 +138,22 @@ impl Tools {
         let log = self.home.join("py-spy.log");
         let mut service = Service::start_with("py-spy", command, &log, &Lifetime::Bound, libc::SIGINT)?;
         service.wait_for_log("Sampling process", ATTACH_LIMIT)?;
-        Ok(Attached { service: Some(service), api: None })
+        Ok(Attached { service: Some(service), ..Attached::nothing() })
     }
+}
+
+/// The clock that reqprof samples by, on every CPU, without a program or a buffer behind it.
+fn clocks() -> Result<Vec<perf_event::Counter>> {
+    let mut clock = perf_event::Builder::new(perf_event::events::Software::CPU_CLOCK);
+    clock.any_pid().include_kernel().sample_frequency(u64::from(FAST_HZ)).enabled(true);
+    // SAFETY: it asks for a number and touches no memory of ours.
+    let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+    (0..usize::try_from(configured)?)
+        .map(|cpu| (cpu, clock.one_cpu(cpu).build()))
+        // A CPU that is taken offline.
+        .filter(|(_, opened)| opened.as_ref().err().and_then(io::Error::raw_os_error) != Some(libc::ENODEV))
+        .map(|(cpu, opened)| opened.with_context(|| format!("cannot open the clock of CPU {cpu}")))
+        .collect()
 }
 
 fn watches(addr: SocketAddr, workers: &[u32]) -> bool {
@@ -143,6 +165,10 @@ fn watches(addr: SocketAddr, workers: &[u32]) -> bool {
 }
 
 impl Attached {
+    fn nothing() -> Self {
+        Self { service: None, api: None, _clocks: Vec::new() }
+    }
+
     /// CPU time of the profiler itself so far. `None`: it has no process of its own.
     pub fn cpu_ns(&self) -> Option<u64> {
         usage::cpu_ns(&self.processes()?).ok()

@@ -24,6 +24,9 @@ pub const METHOD: &str = "Client, profiler and workers share the CPUs.
   the cell says so. Each ratio is the median over the pairs, with a 95 % interval.
 - **CPU per request**: of the workers. Without: the median over all slices. With: that times the ratio; the median of the
   other slices would compare moments in which the machine had different speeds.
+- **bare clock**: the timer interrupts that a rate of 999 Hz takes, and nothing else: no program runs, nothing is
+  written. In a virtual machine each of them can cost many times what it costs on hardware, and no profiler that
+  samples at that rate can cost less.
 - **p99**: over all requests of all slices without and with, so not paired.
 - **recorded**: requests that reqprof recorded, of those that the client saw answered while it was attached.
 
@@ -46,13 +49,17 @@ pub fn title() -> String {
     let info = read("/proc/cpuinfo");
     let field = |line: &str| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned());
     let model = info.lines().find_map(field).unwrap_or_else(|| "unknown processor".into());
+    // Distributions and clouds add to it what tells nothing.
+    let version = kernel.split('-').next().unwrap_or_default();
+    // Timer interrupts cost far more there.
+    let machine = if info.contains(" hypervisor") { ", virtual machine" } else { "" };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let accounting = match kernel_option("CONFIG_IRQ_TIME_ACCOUNTING", &kernel) {
         Some(true) => "interrupts not in CPU time (CONFIG_IRQ_TIME_ACCOUNTING)",
         Some(false) => "interrupts in CPU time (no CONFIG_IRQ_TIME_ACCOUNTING)",
         None => "CONFIG_IRQ_TIME_ACCOUNTING unknown",
     };
-    format!("{}, Linux {kernel}, {model}, {cpus} CPUs, {accounting}", today())
+    format!("{}, Linux {version}, {model}{machine}, {cpus} CPUs, {accounting}", today())
 }
 
 /// Whether the running kernel was built with an option. It matters for that one because the sampler runs in an interrupt:

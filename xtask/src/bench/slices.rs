@@ -17,7 +17,12 @@ use crate::site::Site;
 pub const WARM_UP: Duration = Duration::from_millis(300);
 /// The same before a slice that follows an attaching or detaching. A profiler that starts reads symbol tables, fills caches
 /// and competes for the CPUs; one that ends takes its probes out of running code. Neither is what a request costs later.
-pub const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What is driven before the slice that follows a change between without and with.
+pub fn settle(peer: Peer) -> Duration {
+    if peer.transition().is_zero() { WARM_UP } else { SETTLE }
+}
 
 /// The shape of one measurement.
 #[derive(Clone)]
@@ -93,7 +98,7 @@ pub fn attachable(peer: Peer, tools: &Tools, site: &Site, shape: &Shape) -> Resu
         if profiled {
             let (profiler, answered, warm_up) = match attached.take() {
                 Some((profiler, answered)) => (profiler, answered, WARM_UP),
-                None => (tools.attach(peer, site)?, 0, SETTLE),
+                None => (tools.attach(peer, site)?, 0, settle(peer)),
             };
             let measured = slice(site, shape, warm_up)?;
             attached = Some((profiler, answered + measured.warm_up + measured.answered));
@@ -102,7 +107,7 @@ pub fn attachable(peer: Peer, tools: &Tools, site: &Site, shape: &Shape) -> Resu
         }
         let warm_up = if let Some((profiler, answered)) = attached.take() {
             tally.detach(profiler, answered)?;
-            SETTLE
+            settle(peer)
         } else {
             WARM_UP
         };

@@ -133,7 +133,10 @@ mod tests {
     #[test]
     fn the_kernels_statistics_can_be_turned_on_where_allowed() {
         match Counting::start() {
-            Ok(counting) => assert!(counting._descriptor.as_raw_fd() >= 0),
+            Ok(counting) => {
+                let what = std::fs::read_link(format!("/proc/self/fd/{}", counting._descriptor.as_raw_fd()));
+                assert_eq!(what.unwrap().to_str(), Some("anon_inode:bpf-stats"));
+            }
             Err(error) => {
                 let refused = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
                 assert_eq!(refused, Some(libc::EPERM), "{error:#}");

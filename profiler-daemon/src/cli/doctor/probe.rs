@@ -86,6 +86,10 @@ pub fn kernel() -> (String, String) {
 
 /// Whether a ring buffer can be made: BPF is there, its ring buffer is, and we may.
 pub fn ring_buffer() -> Result<(), Errno> {
+    // Before 5.11 a map's memory counts against this limit; for the daemon aya raises it. Where we may not, the map says so.
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is that of a structure that outlives the call.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
     // 64 KiB is a multiple of every page size.
     let attr = MapCreate { map_type: BPF_MAP_TYPE_RINGBUF, max_entries: 1 << 16, ..MapCreate::default() };
     // SAFETY: the pointer and the size are those of a structure that outlives the call; the kernel only reads it.

@@ -299,7 +299,7 @@ impl Stage {
     /// Asks after the silent connections; these descriptors are open.
     pub fn audit(&mut self, open: &[u32]) -> &mut Self {
         let now = self.time;
-        self.act(|engine, sink| engine.audit(now, &|conn| open.contains(&conn.fd), sink))
+        self.act(|engine, sink| engine.audit(now, &mut |conn| open.contains(&conn.fd), sink))
     }
 
     pub fn finish(&mut self) -> &mut Self {

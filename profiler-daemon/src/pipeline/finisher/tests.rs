@@ -1,5 +1,7 @@
 //! What reaches the store, and what is held until then.
 
+use profiler_common::{FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame, flags};
+
 use super::*;
 use crate::correlate::http::Exchange;
 use crate::process::identity::ProcessKey;
@@ -28,7 +30,7 @@ fn finished(key: RequestKey, pid: u32) -> Message {
 }
 
 fn sample(key: RequestKey, pid: u32, weight: u64) -> Message {
-    Message::Sample(Box::new(RawSample { key, pid, weight, user: Vec::new(), kernel: Vec::new() }))
+    Message::Sample(Box::new(RawSample { key, pid, weight, flags: 0, user: Vec::new(), kernel: Vec::new() }))
 }
 
 fn with(settings: LiveSettings) -> Finisher {
@@ -119,6 +121,78 @@ fn what_waits_for_a_decision_keeps_its_share_of_the_nodes() {
     assert_eq!(finisher.undecided.nodes(), 3);
     finisher.undecided.give_up();
     assert_eq!(finisher.undecided.nodes(), 0);
+}
+
+#[test]
+fn a_stack_without_its_outermost_frames_says_so() {
+    let mut finisher = bare();
+    let me = std::process::id();
+    // A function of this test, and a Python frame that nobody knows.
+    let native = RawFrame::new(FRAME_NATIVE_LEAF, python as *const () as u64, 0, 0);
+    let unknown = RawFrame::new(FRAME_PYTHON, 0x10, 0, 0);
+    let mut take = |flags, user: &[RawFrame], native_frames| {
+        finisher.native_frames = native_frames;
+        let user = user.to_vec();
+        let sample = RawSample { key: 1, pid: me, weight: 10, flags, user, kernel: Vec::new() };
+        finisher.message(Message::Sample(Box::new(sample)));
+        let profile = finisher.collecting.take(1).unwrap().finish(10);
+        assert_eq!(profile.truncated_samples(), 0, "the tree has room");
+        let mut path = Vec::new();
+        let mut node = profile.root();
+        while let Some(&child) = node.children().first() {
+            path.push((child.name().to_owned(), child.function().kind));
+            node = child;
+        }
+        path
+    };
+    let deep = "[stack deeper than 255 frames]".to_owned();
+    let unread = "[Python frames unreadable]".to_owned();
+    let whole = take(0, &[native, unknown], true);
+    assert!(whole.len() == 2 && whole[1].0.ends_with("::python"), "{whole:?}");
+    let with = |name: &String, kind, rest: &[(String, FrameKind)]| [&[(name.clone(), kind)], rest].concat();
+    let cut = take(flags::TRUNCATED | flags::IN_KERNEL, &[native, unknown], true);
+    assert_eq!(cut, with(&deep, FrameKind::Python, &whole));
+    let cut = take(flags::TRUNCATED, &[native, unknown], false);
+    assert_eq!(cut, with(&deep, FrameKind::Python, &whole[..1]));
+    assert_eq!(take(flags::TRUNCATED, &[native], false), with(&deep, FrameKind::Native, &whole[1..]));
+    assert_eq!(take(flags::PYTHON_FAULT, &[native], true), with(&unread, FrameKind::Python, &whole[1..]));
+    let cut = take(flags::PYTHON_FAULT, &[native, unknown], true);
+    assert_eq!(cut, with(&unread, FrameKind::Python, &whole));
+    assert_eq!(take(flags::PYTHON_NO_STATE, &[native, unknown], true), whole);
+}
+
+#[test]
+fn a_child_is_known_by_its_parent_until_it_runs_something_else_or_ends() {
+    let mut finisher = bare();
+    let me = std::process::id();
+    let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let leaf = |key, pid| {
+        let user = vec![RawFrame::new(FRAME_NATIVE_LEAF, python as *const () as u64, 0, 0)];
+        Message::Sample(Box::new(RawSample { key, pid, weight: 10, flags: 0, user, kernel: Vec::new() }))
+    };
+    finisher.message(leaf(1, me));
+    for pid in [child.id(), gone.id()] {
+        finisher.message(Message::Forked { parent: me, child: pid });
+        assert!(finisher.keys.contains_key(&pid) && finisher.keys.contains_key(&me));
+    }
+    // What it did before it ended.
+    finisher.message(leaf(2, gone.id()));
+    let profile = finisher.collecting.take(2).unwrap().finish(10);
+    assert!(profile.root().children()[0].name().ends_with("::python"));
+    finisher.message(Message::Exec(child.id()));
+    finisher.message(Message::Exited(gone.id()));
+    assert_eq!(finisher.keys.keys().collect::<Vec<_>>(), [&me]);
+    // Nothing is asked for processes that are not selected, or of a recording.
+    finisher.targets.reject(identity::key(me).unwrap());
+    finisher.message(Message::Forked { parent: me, child: child.id() });
+    finisher.targets.ended(me);
+    (finisher.targets, finisher.recorded) = (Targets::default(), true);
+    finisher.message(Message::Forked { parent: me, child: child.id() });
+    assert_eq!(finisher.keys.keys().collect::<Vec<_>>(), [&me]);
+    drop(child.stdin.take());
+    child.wait().unwrap();
 }
 
 fn python(name: &str) -> Frame {

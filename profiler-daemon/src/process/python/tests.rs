@@ -106,6 +106,15 @@ impl Python {
         self.child.id()
     }
 
+    /// Lets the script read a line.
+    pub(crate) fn go_on(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
+    pub(crate) fn wait_until_blocked(&self) {
+        wait_until_blocked(self.pid());
+    }
+
     /// Lets the script end.
     pub(crate) fn finish(&mut self) {
         if let Some(mut input) = self.child.stdin.take() {

@@ -60,7 +60,7 @@ fn kernels_before_5_10_are_refused() {
         ("5.9.16", Some(Level::Fail)),
         ("4.19.0-26-amd64", Some(Level::Fail)),
         ("5.10.0-8-amd64", None),
-        ("6.18.44-fc-v657", None),
+        ("6.18.44-1-amd64", None),
         ("10.0", None),
         ("custom", Some(Level::Warn)),
     ] {

@@ -1,0 +1,250 @@
+//! One raw frame in words: addresses to names, with what all processes share for it.
+//!
+//! In: a raw frame and the process it was seen in, or a kernel address. Out: what became of it ([`Resolved`]). What
+//! cannot be named gets a frame that says so and a reason, and is counted for each sample.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame};
+use rustc_hash::FxHashMap;
+
+use super::generations::Generations;
+use super::intern::Interner;
+use super::module::Modules;
+use super::native::{self, Native};
+use super::process::Process;
+use super::recent::Fault;
+use super::{Outcome, Reason};
+use crate::process::elf::ElfFile;
+use crate::process::python::TAIL_CALL_PREFIX;
+use crate::profile::{Frame, FrameKind};
+
+/// Kernel addresses remembered. A busy host shows some 3,000.
+const KERNEL_MAX: usize = 32_768;
+
+/// The interpreter's loop, under the names that compilers make of it (`.cold`, `.constprop.0`, …).
+const LOOP_PREFIX: &str = "_PyEval_EvalFrameDefault";
+
+/// What became of a raw frame.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    /// Outermost first; empty for a frame that is dropped.
+    pub(super) frames: Box<[Arc<Frame>]>,
+    pub(super) kind: ResolvedKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResolvedKind {
+    Named,
+    /// The interpreter's loop, which Python frames stand for.
+    InterpreterLoop,
+    Unresolved(Reason),
+    /// A guess that was wrong, and whatever was guessed from it.
+    Cut(Reason),
+}
+
+/// See the module.
+pub(super) struct Names {
+    modules: Modules,
+    native: Native,
+    kernel: Generations<u64, Rc<Resolved>>,
+    interner: Interner,
+    counters: FxHashMap<(FrameKind, Reason), u64>,
+    /// Wrong guesses, which are many.
+    unmapped: Rc<Resolved>,
+    no_call_site: Rc<Resolved>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let cut = |reason| Rc::new(Resolved { frames: Box::default(), kind: ResolvedKind::Cut(reason) });
+        Self {
+            modules: Modules::default(),
+            native: Native::new(),
+            kernel: Generations::new(KERNEL_MAX),
+            interner: Interner::default(),
+            counters: FxHashMap::default(),
+            unmapped: cut(Reason::Unmapped),
+            no_call_site: cut(Reason::NoCallSite),
+        }
+    }
+}
+
+impl Names {
+    /// How often frames could not be resolved, by kind and reason, since the start.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (FrameKind, Reason, u64)> + '_ {
+        self.counters.iter().map(|(&(kind, reason), &count)| (kind, reason, count))
+    }
+
+    pub(super) fn count(&mut self, fault: Fault, outcome: &mut Outcome) {
+        let counted = match fault {
+            Fault::Unresolved(kind, reason) => {
+                outcome.unresolved += 1;
+                (kind, reason)
+            }
+            Fault::Cut(reason) => {
+                outcome.cut += 1;
+                (FrameKind::Native, reason)
+            }
+            Fault::Followed => {
+                outcome.cut += 1;
+                return;
+            }
+        };
+        *self.counters.entry(counted).or_default() += 1;
+    }
+
+    /// Forgets the files that no process uses any more.
+    pub(super) fn sweep(&mut self) {
+        // Before their descriptors are closed and their numbers used for other files.
+        for module in self.modules.sweep() {
+            self.native.forget(module.id);
+        }
+    }
+
+    /// The slow path: a frame of this process that was not seen before.
+    #[cold]
+    pub(super) fn user(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
+        let resolved = match raw.kind() {
+            FRAME_PYTHON => Rc::new(self.python(process, raw)),
+            _ => self.native_frame(process, raw),
+        };
+        let keep = match resolved.kind {
+            ResolvedKind::Unresolved(reason) => !reason.passes(),
+            // Any word of a stack may be taken for an address: they would take the room of the others.
+            ResolvedKind::Cut(Reason::Unmapped) => false,
+            _ => true,
+        };
+        if keep {
+            process.remember(*raw, resolved.clone());
+        }
+        resolved
+    }
+
+    fn python(&mut self, process: &mut Process, raw: &RawFrame) -> Resolved {
+        match process.code(raw) {
+            Ok(code) => {
+                let frame = Frame {
+                    name: code.name.clone(),
+                    file: code.filename.clone(),
+                    line: code.line(raw.lasti()),
+                    first_line: code.first_line,
+                    kind: FrameKind::Python,
+                };
+                Resolved { frames: [self.interner.frame(frame)].into(), kind: ResolvedKind::Named }
+            }
+            Err(reason) => {
+                let name = format!("<python code {:#x}: {}>", raw.address, reason.name());
+                self.unresolved(FrameKind::Python, &name, "", reason)
+            }
+        }
+    }
+
+    fn native_frame(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
+        // A call may be the last instruction of its function, so what is looked up is the call itself.
+        let caller = raw.kind() == FRAME_NATIVE_CALLER;
+        let address = raw.address.wrapping_sub(caller.into());
+        let Some(mapping) = process.mapping(address, caller).filter(|m| m.executable) else {
+            return if caller {
+                self.unmapped.clone()
+            } else {
+                Rc::new(self.unresolved(FrameKind::Native, "[unmapped]", "", Reason::Unmapped))
+            };
+        };
+        let module = match process.module(&mut self.modules, &mapping) {
+            Err(Reason::TooManyFiles) => {
+                self.sweep();
+                process.module(&mut self.modules, &mapping)
+            }
+            found => found,
+        };
+        let module = match module {
+            Ok(module) => module,
+            Err(reason) => {
+                if caller && !process.called_from(raw.address) {
+                    return self.no_call_site.clone();
+                }
+                let name = mapping.file_name();
+                let name = if name.is_empty() { "[anon]" } else { &name };
+                let place = format!("{name}+{:#x}", address - mapping.start + mapping.offset);
+                return Rc::new(self.unresolved(FrameKind::Native, &place, name, reason));
+            }
+        };
+        let Some(bias) = module.elf.bias(&mapping) else {
+            let place = format!("{}+{:#x}", module.name, address - mapping.start + mapping.offset);
+            return Rc::new(self.unresolved(FrameKind::Native, &place, &module.name, Reason::Damaged));
+        };
+        let vaddr = address.wrapping_sub(bias);
+        if caller && !call_site(&module.elf, vaddr.wrapping_add(1)) {
+            return self.no_call_site.clone();
+        }
+        let resolved = match self.native.resolve(&module, vaddr, &mut self.interner) {
+            Some(frames) => {
+                let is_loop = frames
+                    .iter()
+                    .any(|f| f.name.starts_with(LOOP_PREFIX) || f.name.starts_with(TAIL_CALL_PREFIX));
+                let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
+                Resolved { frames, kind }
+            }
+            None if process.in_cold_loop(address) => {
+                let name = format!("{LOOP_PREFIX}.cold");
+                let frame = self.interner.bare(FrameKind::Native, &name, &module.name);
+                Resolved { frames: [frame].into(), kind: ResolvedKind::InterpreterLoop }
+            }
+            None => {
+                let place = format!("{}+{vaddr:#x}", module.name);
+                self.unresolved(FrameKind::Native, &place, &module.name, Reason::NoSymbol)
+            }
+        };
+        Rc::new(resolved)
+    }
+
+    pub(super) fn kernel(&mut self, kernel: &[u64], out: &mut Vec<Arc<Frame>>, outcome: &mut Outcome) {
+        for (n, &address) in kernel.iter().enumerate().rev() {
+            // All but the innermost are return addresses.
+            let address = if n == 0 { address } else { address.wrapping_sub(1) };
+            let resolved = match self.kernel.get(&address) {
+                Some(known) => known.clone(),
+                None => {
+                    let resolved = match self.native.resolve_kernel(address, &mut self.interner) {
+                        Some(frames) => Resolved { frames, kind: ResolvedKind::Named },
+                        // Without the address: profiles are shared, and it would give away where the kernel lies.
+                        None => self.unresolved(FrameKind::Kernel, "[kernel]", "", Reason::NoKernelSymbol),
+                    };
+                    let resolved = Rc::new(resolved);
+                    self.kernel.insert(address, resolved.clone());
+                    resolved
+                }
+            };
+            if let ResolvedKind::Unresolved(reason) = resolved.kind {
+                self.count(Fault::Unresolved(FrameKind::Kernel, reason), outcome);
+            }
+            out.extend_from_slice(&resolved.frames);
+        }
+    }
+
+    fn unresolved(&mut self, kind: FrameKind, name: &str, file: &str, reason: Reason) -> Resolved {
+        let frame = self.interner.bare(kind, name, file);
+        Resolved { frames: [frame].into(), kind: ResolvedKind::Unresolved(reason) }
+    }
+}
+
+pub(super) fn kind_of(raw: &RawFrame) -> FrameKind {
+    match raw.kind() {
+        FRAME_PYTHON => FrameKind::Python,
+        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER => FrameKind::Native,
+        // Kinds of a later kernel side are looked up as native code, which at worst names nothing.
+        _ => FrameKind::Native,
+    }
+}
+
+/// Whether a call precedes a return address, by the file. At the start of a segment there are fewer bytes to see.
+fn call_site(elf: &ElfFile, vaddr: u64) -> bool {
+    let mut bytes = [0; native::CALL_MAX];
+    (2..=native::CALL_MAX).rev().any(|length| {
+        let Some(start) = vaddr.checked_sub(length as u64) else { return false };
+        let before = &mut bytes[..length];
+        elf.read_vaddr(start, before).is_ok() && native::ends_in_call(before)
+    })
+}
