@@ -191,8 +191,8 @@ pub const fn code_check(argcount: u32, kwonly: u32, flags: u32, first_line: u32)
 /// Most bytes of a head that are captured from one transfer; a longer head arrives in several pieces or is cut.
 /// 4,096 covers request lines and the headers that frame a body; longer heads are nearly always cookies.
 pub const HEAD_MAX: usize = 4096;
-/// Most frames of a user stack. Django under middleware is 60 to 90 deep.
-pub const USER_FRAMES_MAX: usize = 256;
+/// Most frames of a user stack: 256 of Python and 256 native. Django under middleware is 60 to 90 deep.
+pub const USER_FRAMES_MAX: usize = 512;
 /// Most frames of a kernel stack.
 pub const KERNEL_FRAMES_MAX: usize = 64;
 

@@ -2,7 +2,10 @@
 //!
 //! A server of the standard library (`apps/nesting`) burns CPU in chains of calls that it can name. Every function must
 //! have its name, file, first line and lines, every caller the line it calls from, and at least 995 of 1,000 samples the
-//! whole chain.
+//! whole chain of Python functions; the others have a frame that says what is missing. Where the native functions between
+//! them are, is not asserted here: in most builds they have no frame pointers.
+//!
+//! Then come stacks that are deeper than what is kept, and forged ones: frames that lead to themselves or nowhere.
 
 mod support;
 
@@ -15,12 +18,20 @@ use support::interpreters::{self, Interpreter};
 use support::process::{Group, free_port};
 use support::{Daemon, rehosted, skip, wait_for};
 
-const ROUTES: [&str; 7] = ["calls", "sorted", "generator", "extension", "made", "deep", "released"];
+const ROUTES: [&str; 8] =
+    ["calls", "sorted", "generator", "extension", "made", "deep", "deepest", "released"];
 /// Of each route, on each of the connections: about 3 s of work.
 const ROUNDS: usize = 40;
 const CONNECTIONS: usize = 2;
 /// Samples without the whole chain, of a thousand.
 const INCOMPLETE: f64 = 5.0;
+/// Of each forged route.
+const FORGED_ROUNDS: usize = 30;
+/// At the root of a stack whose outer frames are missing.
+const DEEPER: &str = "[stack deeper than 512 frames]";
+const UNREADABLE: &str = "[Python frames unreadable]";
+/// Python frames that are kept at least.
+const DEPTH: usize = 256;
 
 /// A function on the stack, as the interpreter knows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +95,8 @@ struct Tally {
     samples: u64,
     /// Without the whole chain: some shown below.
     incomplete: u64,
+    /// Of these, those in which no frame says so.
+    untold: u64,
     in_leaf: u64,
     examples: Vec<String>,
 }
@@ -117,6 +130,13 @@ fn judge(tree: &Value, chain: &[Known], app: &str, tally: &mut Tally) {
                 tally.in_leaf += own * u64::from(same == chain.len());
             } else {
                 tally.incomplete += own;
+                let told = path
+                    .first()
+                    .is_some_and(|node| [DEEPER, UNREADABLE].map(Value::from).contains(&node["name"]))
+                    || path.iter().any(|node| {
+                        node["name"].as_str().is_some_and(|name| name.starts_with("<python code"))
+                    });
+                tally.untold += own * u64::from(!told);
                 if tally.examples.len() < 3 {
                     let names: Vec<&str> = path.iter().filter_map(|node| node["name"].as_str()).collect();
                     tally.examples.push(format!("{same} of {} right: {names:?}", chain.len()));
@@ -126,16 +146,18 @@ fn judge(tree: &Value, chain: &[Known], app: &str, tally: &mut Tally) {
         if let Some(known) =
             path.len().checked_sub(1).and_then(|at| chain.get(at)).filter(|known| known.is(node))
         {
-            check_lines(node, known, path.len() == chain.len());
+            // Of the standard library's functions, some call the same one from several lines.
+            let callee = chain.get(path.len()).filter(|_| known.file == app);
+            check_lines(node, known, callee);
         }
         open.extend(children(node).map(|child| (path.clone(), child)));
     }
     assert_eq!(seen, tally.samples);
 }
 
-/// The function was seen on lines it has, and below a call on the line of that call.
+/// The function was seen on lines it has, and whenever it called `callee`, on the line of that call.
 #[track_caller]
-fn check_lines(node: &Value, known: &Known, leaf: bool) {
+fn check_lines(node: &Value, known: &Known, callee: Option<&Known>) {
     let mut total = 0;
     let mut calling = 0;
     for (line, ns) in node["lines"].as_object().expect("an object") {
@@ -145,11 +167,17 @@ fn check_lines(node: &Value, known: &Known, leaf: bool) {
         calling += if line == known.line { ns } else { 0 };
     }
     assert_eq!(total, number(node, "total_ns"), "{} was seen on unknown lines", known.name);
-    let below =
-        children(node).filter(|child| child["kind"] == "python").map(|child| number(child, "total_ns"));
-    if !leaf && children(node).count() == 1 {
-        assert!(calling >= below.sum(), "{} calls from line {}: {}", known.name, known.line, node["lines"]);
+    let Some(callee) = callee else { return };
+    // With whatever native functions are between.
+    let (mut below, mut open) = (0, children(node).collect::<Vec<_>>());
+    while let Some(child) = open.pop() {
+        match child["kind"] == "python" {
+            true if callee.is(child) => below += number(child, "total_ns"),
+            true => {}
+            false => open.extend(children(child)),
+        }
     }
+    assert!(calling >= below, "{} calls {} from {}: {}", known.name, callee.name, known.line, node["lines"]);
 }
 
 fn children(node: &Value) -> impl Iterator<Item = &Value> {
@@ -162,7 +190,8 @@ fn number(value: &Value, key: &str) -> u64 {
 }
 
 /// Serves, samples and compares.
-fn compare(name: &str, command: Command) {
+fn compare(build: &Interpreter, command: Command) {
+    let name = build.name();
     let server = Server::start(command);
     let truths: Vec<Vec<Known>> = ROUTES.iter().map(|route| server.truth(route)).collect();
     let app = truths[0].last().expect("a leaf").file.clone();
@@ -206,12 +235,105 @@ fn compare(name: &str, command: Command) {
             share <= INCOMPLETE,
             "{share} of 1,000 samples lack a part of the chain: /{route}: {tally:?}"
         );
+        assert_eq!(tally.untold, 0, "/{route}: {tally:?}");
         assert!(tally.in_leaf * 10 > tally.samples * 8, "the leaf is where the time is: /{route}: {tally:?}");
     }
+    forged(build, &server, &daemon);
     let status = daemon.status();
     for (place, lost) in status["lost"].as_object().expect("an object") {
         assert_eq!(lost, 0, "lost at {place}: {status:#}");
     }
+}
+
+/// What is at the root and what below it, leaf last, of stacks that have no end or lead nowhere.
+struct Forged {
+    route: &'static str,
+    marker: &'static str,
+    /// Repeated up to the limit, if that is what fills the stack.
+    repeated: Option<&'static str>,
+    rest: &'static [&'static str],
+}
+
+const FORGED: [Forged; 4] = [
+    Forged { route: "bottomless", marker: DEEPER, repeated: Some("descend"), rest: &["deep_leaf"] },
+    Forged { route: "cyclic", marker: DEEPER, repeated: Some("cyclic"), rest: &["burn_with"] },
+    Forged { route: "wild", marker: UNREADABLE, repeated: None, rest: &["wild", "burn_with"] },
+    // The interpreter's own frames are not shown, however many there seem to be.
+    Forged { route: "shims", marker: DEEPER, repeated: None, rest: &["shims_leaf", "burn_with"] },
+];
+
+/// Stacks that are not whole keep their innermost frames, say so, and are counted.
+fn forged(build: &Interpreter, server: &Server, daemon: &Daemon) {
+    let name = build.name();
+    let mut records_until_now = ROUTES.len() * ROUNDS * CONNECTIONS;
+    for Forged { route, marker, repeated, rest } in &FORGED {
+        if *route == "shims" && ["3.8", "3.9", "3.10", "3.11"].contains(&build.version) {
+            continue;
+        }
+        let before = daemon.status()["unwind_errors"].clone();
+        let mut client = Client::new(server.port);
+        for round in 0..FORGED_ROUNDS {
+            let answer = client.request("GET", &format!("/{route}/{round}"), b"").expect("an answer");
+            assert_eq!(answer.status, 200);
+        }
+        records_until_now += FORGED_ROUNDS;
+        let records = daemon.records_by_path("", records_until_now);
+        let (mut honest, mut seen) = (0, 0);
+        for (path, record) in records {
+            if path.split('/').nth(1) != Some(route) || record["profile"] != true {
+                continue;
+            }
+            let id = record["id"].as_str().expect("an id");
+            let tree = daemon.json(&format!("/api/v1/requests/{id}/profile?format=tree&view=cpu"));
+            for (path, samples) in python_paths(&tree) {
+                if path.last() != rest.last() {
+                    continue;
+                }
+                if path[0] != *marker {
+                    // Before the link was changed, or after.
+                    honest += samples;
+                    continue;
+                }
+                seen += samples;
+                let (outer, inner) = path[1..].split_at(path.len() - 1 - rest.len());
+                assert_eq!(inner, *rest, "/{route}");
+                match repeated {
+                    Some(function) => {
+                        assert!(outer.iter().all(|name| name == function), "/{route}: {outer:?}");
+                        assert!(path.len() > DEPTH, "/{route}: {} frames", path.len());
+                    }
+                    None => assert_eq!(outer, [""; 0], "/{route}"),
+                }
+            }
+        }
+        println!("{name}: /{route}: {seen} samples end in {marker}, {honest} do not");
+        assert!(seen >= 20 && seen > honest * 4, "/{route}: {seen} as forged, {honest} not");
+        let counted = |errors: &Value| {
+            let key = if *marker == DEEPER { "user.truncated" } else { "python.fault" };
+            errors[key].as_u64().unwrap_or_default()
+        };
+        wait_for("the stacks to be counted", || {
+            let now = daemon.status()["unwind_errors"].clone();
+            (counted(&now) >= counted(&before) + seen).then_some(())
+        });
+    }
+}
+
+/// The names of the Python functions down to where samples ended, and how many did.
+fn python_paths(tree: &Value) -> Vec<(Vec<&str>, u64)> {
+    let (mut found, mut open) =
+        (Vec::new(), children(tree).map(|child| (Vec::new(), child)).collect::<Vec<_>>());
+    while let Some((mut path, node)) = open.pop() {
+        if node["kind"] == "python" {
+            path.extend(node["name"].as_str());
+        }
+        let own = number(node, "samples") - children(node).map(|child| number(child, "samples")).sum::<u64>();
+        open.extend(children(node).map(|child| (path.clone(), child)));
+        if own > 0 && !path.is_empty() {
+            found.push((path, own));
+        }
+    }
+    found
 }
 
 /// Every build of a version, and a program that has it in it.
@@ -232,7 +354,7 @@ fn check(test: &str, version: &'static str) {
     let mut compared = 0;
     let mut run = |build: &Interpreter| match rehosted::command(build) {
         Ok(command) => {
-            compare(&build.name(), command);
+            compare(build, command);
             compared += 1;
         }
         Err(reason) => refused.push(reason),

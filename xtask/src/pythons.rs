@@ -23,8 +23,8 @@ const WANTED: [Wanted; 2] = [
     Wanted { suite: "bullseye", versions: &["3.9"], shared: &[] },
     Wanted { suite: "sid", versions: &["3.13", "3.14"], shared: &["3.14"] },
 ];
-/// What all of them need to run.
-const LIBRARIES: [&str; 3] = ["libc6", "libexpat1", "zlib1g"];
+/// What all of them need to run; that of GCC, for threads that end.
+const LIBRARIES: [&str; 4] = ["libc6", "libexpat1", "libgcc-s1", "zlib1g"];
 
 /// Unpacks what is not there yet. Returns what cannot be had, each with the reason.
 pub fn ensure() -> Vec<(String, String)> {

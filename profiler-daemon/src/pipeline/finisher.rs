@@ -401,7 +401,7 @@ impl Default for Gaps {
         let frame = |name: &str, kind| {
             Arc::new(Frame { name: name.into(), file: "".into(), line: 0, first_line: 0, kind })
         };
-        let deep = format!("[stack deeper than {} frames]", USER_FRAMES_MAX - 1);
+        let deep = format!("[stack deeper than {} frames]", USER_FRAMES_MAX);
         Self {
             deep_python: frame(&deep, FrameKind::Python),
             deep_native: frame(&deep, FrameKind::Native),

@@ -21,8 +21,8 @@ use crate::replay::Recorder;
 
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
 const POLL: Duration = Duration::from_millis(10);
-/// Records handled in one go, which is a batch: the largest are samples of 4.7 KB, so a batch is at most 900 kB, and all
-/// batches in flight are at most 16 MiB (see `BATCHES`).
+/// Records handled in one go, which is a batch: the largest are samples of 8.8 KB, so a batch is at most 1.7 MB, and all
+/// batches in flight are at most 29 MiB (see `BATCHES`).
 const DRAIN: usize = 192;
 /// How often a reader that waits for the finisher says that it lives.
 const SEND_BEAT: Duration = Duration::from_secs(1);

@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 /// What a request and its answer were, as the client saw it.
 #[derive(Clone, Debug)]
 pub struct Exchange {
@@ -44,7 +46,12 @@ impl Exchange {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{}: {e}: {}", self.target, self.text()))
+        let mut reader = serde_json::Deserializer::from_slice(&self.body);
+        // Call trees are nested as deep as stacks.
+        reader.disable_recursion_limit();
+        let value =
+            serde_json::Value::deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+        value.unwrap_or_else(|e| panic!("{}: {e}: {}", self.target, self.text()))
     }
 }
 

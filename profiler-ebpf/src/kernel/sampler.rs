@@ -25,10 +25,12 @@ use super::{
     task::{Current, UserRegs, header, ids, now, read_kernel, task},
 };
 
-/// Frames walked by one program of the chain: small enough for the oldest verifier, and 32 links reach the limit.
-const FRAMES_PER_STEP: usize = 16;
-/// Few enough links for the chain, which the kernel ends after 33, to reach its end, also where frames are not shown.
+/// Frames walked by one program of the chain: small enough for the oldest verifier.
+const FRAMES_PER_STEP: usize = 20;
+/// Programs of the chain, which the kernel limits to 32 or 33 with the first and the last: enough for all frames, also
+/// where some are not shown.
 const STEPS_MAX: u32 = 28;
+const _: () = assert!(FRAMES_PER_STEP * STEPS_MAX as usize > USER_FRAMES_MAX + USER_FRAMES_MAX / 16);
 /// A frame pointer further than this above the stack pointer is not one: the default thread stack is 8 MiB.
 const STACK_SPAN: u64 = 8 << 20;
 
@@ -193,8 +195,7 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
 #[inline(always)]
 fn push(walk: &mut Walk, frame: RawFrame) {
     let at = walk.count as usize;
-    // One slot short of the limit.
-    if at >= USER_FRAMES_MAX - 1 {
+    if at >= USER_FRAMES_MAX {
         walk.sample.header.flags |= flags::TRUNCATED;
         walk.mode = DONE;
         return;
@@ -276,7 +277,11 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
     // SAFETY: this CPU's scratch, and the sampler does not interrupt itself; the masked count keeps every offset
     // inside `Walk`.
     unsafe {
-        let users = u64::from((*walk).count) & (USER_FRAMES_MAX as u64 - 1);
+        // The mask is for the verifier: a full stack has as many.
+        let users = u64::from((*walk).count) & (USER_FRAMES_MAX as u64 * 2 - 1);
+        if users > USER_FRAMES_MAX as u64 {
+            return 0;
+        }
         let mut length = frames_end(users);
         let mut kernels = 0u64;
         if (*walk).sample.header.flags & flags::IN_KERNEL != 0 {

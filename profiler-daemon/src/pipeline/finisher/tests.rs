@@ -145,7 +145,7 @@ fn a_stack_without_its_outermost_frames_says_so() {
         }
         path
     };
-    let deep = "[stack deeper than 255 frames]".to_owned();
+    let deep = "[stack deeper than 512 frames]".to_owned();
     let unread = "[Python frames unreadable]".to_owned();
     let whole = take(0, &[native, unknown], true);
     assert!(whole.len() == 2 && whole[1].0.ends_with("::python"), "{whole:?}");

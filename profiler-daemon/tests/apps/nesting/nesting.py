@@ -10,16 +10,27 @@ Each route burns CPU at the end of one chain of calls, in which every function h
 | /extension | a C extension that calls back (`json` with an object hook) |
 | /made | an `__init__`, called so often that calls of it are specialised |
 | /deep | 200 calls of one function |
+| /deepest | 300 calls of one function |
 | /released | zlib, which lets go of the GIL while it works |
 
 `GET /ROUTE/N` burns and answers with what came of it. `GET /truth/ROUTE` answers, as JSON, with the chain of frames as the
 interpreter itself sees it in that route's leaf, outermost first, and for each the lines that its function has. Every
 connection is served by a thread of its own.
 
+Further routes are no honest stacks. `/bottomless` calls one function 700 times; the others write, while their leaf burns,
+something else in the place of the link from its frame to its caller's, where frames are linked:
+
+| route | the link leads |
+|---|---|
+| /cyclic | back to the leaf's own frame |
+| /wild | to where nothing is |
+| /shims | to the interpreter's own frame between the leaf and C, and from there to itself (3.12 and later) |
+
     python nesting.py PORT
 """
 
 import dis
+import gc
 import json
 import sys
 import threading
@@ -27,9 +38,11 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DEPTH = 200
+DEEPEST = 300
+BOTTOMLESS = 700
 TURNS = 40_000
 # Looks random enough that zlib has to work for its output.
-ZLIB_INPUT = bytes((i * i * 31 + i // 7) % 251 for i in range(1 << 17))
+ZLIB_INPUT = bytes((i * i * 31 + i // 7) % 251 for i in range(1 << 19))
 TEXT = json.dumps({"outer": {"inner": 1}})
 
 # Set in a thread whose next leaf is to say how it was reached.
@@ -156,6 +169,14 @@ def deep():
     return descend(DEPTH)
 
 
+def deepest():
+    return descend(DEEPEST)
+
+
+def bottomless():
+    return descend(BOTTOMLESS)
+
+
 def descend(left):
     if left:
         return descend(left - 1)
@@ -179,6 +200,56 @@ def released_leaf():
     return len(zlib.compress(ZLIB_INPUT, 6))
 
 
+def linked(frame):
+    """Address of a frame that the interpreter walks by, and of the word in it that leads to the caller's."""
+    address = id(frame)
+    if sys.version_info < (3, 11):
+        return address, address + 24
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        memory.seek(address + 24)
+        inner = int.from_bytes(memory.read(8), sys.byteorder)
+    return inner, inner + (48 if sys.version_info < (3, 12) else 8)
+
+
+def cyclic():
+    address, link = linked(sys._getframe())
+    return burn_with(link, address)
+
+
+def burn_with(link, value):
+    """Burns with a word of memory changed that leads to this frame's caller's caller."""
+    gc.disable()
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(link)
+        honest = memory.read(8)
+        memory.seek(link)
+        memory.write(value.to_bytes(8, sys.byteorder))
+        result = 1
+        for i in range(TURNS):
+            result = (result * 31 + i) % 1_000_003
+        memory.seek(link)
+        memory.write(honest)
+    gc.enable()
+    return result
+
+
+def wild():
+    _, link = linked(sys._getframe())
+    return burn_with(link, 16)
+
+
+def shims():
+    return sorted([1], key=shims_leaf)
+
+
+def shims_leaf(_):
+    _, link = linked(sys._getframe())
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        memory.seek(link)
+        shim = int.from_bytes(memory.read(8), sys.byteorder)
+    return burn_with(shim + 8, shim)
+
+
 ROUTES = {
     "calls": calls,
     "sorted": by_sorting,
@@ -186,8 +257,10 @@ ROUTES = {
     "extension": extended,
     "made": made,
     "deep": deep,
+    "deepest": deepest,
     "released": released,
 }
+FORGED = {"bottomless": bottomless, "cyclic": cyclic, "wild": wild, "shims": shims}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -198,7 +271,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = first == "truth"
         if wanted:
             asked.wanted = True
-        body = str(self.burn(ROUTES[second if wanted else first])).encode()
+        route = second if wanted else first
+        body = str(self.burn(ROUTES.get(route) or FORGED[route])).encode()
         if wanted:
             body = json.dumps(asked.chain).encode()
         self.send_response(200)
