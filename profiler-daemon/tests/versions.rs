@@ -270,7 +270,7 @@ fn forged(build: &Interpreter, server: &Server, daemon: &Daemon) {
         if *route == "shims" && ["3.8", "3.9", "3.10", "3.11"].contains(&build.version) {
             continue;
         }
-        let before = daemon.status()["unwind_errors"].clone();
+        let before = counted(daemon, marker);
         let mut client = Client::new(server.port);
         for round in 0..FORGED_ROUNDS {
             let answer = client.request("GET", &format!("/{route}/{round}"), b"").expect("an answer");
@@ -308,15 +308,20 @@ fn forged(build: &Interpreter, server: &Server, daemon: &Daemon) {
         }
         println!("{name}: /{route}: {seen} samples end in {marker}, {honest} do not");
         assert!(seen >= 20 && seen > honest * 4, "/{route}: {seen} as forged, {honest} not");
-        let counted = |errors: &Value| {
-            let key = if *marker == DEEPER { "user.truncated" } else { "python.fault" };
-            errors[key].as_u64().unwrap_or_default()
-        };
-        wait_for("the stacks to be counted", || {
-            let now = daemon.status()["unwind_errors"].clone();
-            (counted(&now) >= counted(&before) + seen).then_some(())
-        });
+        wait_for("the stacks to be counted", || (counted(daemon, marker) >= before + seen).then_some(()));
     }
+}
+
+/// How many stacks were without their outer frames so far.
+fn counted(daemon: &Daemon, marker: &str) -> u64 {
+    let labels = if marker == DEEPER {
+        r#"{kind="user",reason="truncated"} "#
+    } else {
+        r#"{kind="python",reason="fault"} "#
+    };
+    let metrics = daemon.get("/metrics").text();
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("reqprof_unwind_errors_total"));
+    lines.filter_map(|line| line.strip_prefix(labels)?.parse::<u64>().ok()).sum()
 }
 
 /// The names of the Python functions down to where samples ended, and how many did.
