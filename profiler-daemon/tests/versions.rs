@@ -98,6 +98,8 @@ struct Tally {
     /// Of these, those in which no frame says so.
     untold: u64,
     in_leaf: u64,
+    /// In the leaf's own byte code: nothing native below it, because the interpreter's loop was recognised.
+    in_loop: u64,
     examples: Vec<String>,
 }
 
@@ -128,6 +130,7 @@ fn judge(tree: &Value, chain: &[Known], app: &str, tally: &mut Tally) {
                 });
             if whole {
                 tally.in_leaf += own * u64::from(same == chain.len());
+                tally.in_loop += own * u64::from(path.len() == chain.len() && node["kind"] == "python");
             } else {
                 tally.incomplete += own;
                 let told = path
@@ -409,4 +412,46 @@ fn python_3_13() {
 #[test]
 fn python_3_14() {
     check("python_3_14", "3.14");
+}
+
+/// Free-threaded builds have other layouts; what is not known is said, and requests are seen all the same.
+fn without_gil(test: &str, version: &'static str) {
+    if !support::can_run(test) {
+        return;
+    }
+    let command = interpreters::of_version(version).and_then(|builds| rehosted::claiming_no_gil(&builds[0]));
+    let command = match command {
+        Ok(command) => command,
+        Err(reason) => return skip(test, reason),
+    };
+    let server = Server::start(command);
+    let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
+    let targets = daemon.json("/api/v1/targets");
+    let stacks = &targets["targets"][0]["interpreter_stacks"];
+    let detail = stacks["detail"].as_str().expect("a text");
+    assert_eq!(stacks["works"], false, "{targets:#}");
+    assert!(detail.starts_with(&format!("Python {version}.")), "{detail}");
+    assert!(detail.ends_with(" without the GIL (free-threaded) is not supported"), "{detail}");
+    let mut client = Client::new(server.port);
+    for round in 0..ROUNDS {
+        assert_eq!(client.request("GET", &format!("/calls/{round}"), b"").expect("an answer").status, 200);
+    }
+    let mut native = 0;
+    for record in daemon.records_by_path("", ROUNDS).values().filter(|record| record["profile"] == true) {
+        let id = record["id"].as_str().expect("an id");
+        let tree = daemon.json(&format!("/api/v1/requests/{id}/profile?format=tree&view=cpu"));
+        assert_eq!(python_paths(&tree), [], "{tree:#}");
+        native += children(&tree).filter(|node| node["kind"] == "native").count();
+    }
+    assert!(native > 0, "no native frames either");
+}
+
+#[test]
+fn python_3_13_without_the_gil() {
+    without_gil("python_3_13_without_the_gil", "3.13");
+}
+
+#[test]
+fn python_3_14_without_the_gil() {
+    without_gil("python_3_14_without_the_gil", "3.14");
 }

@@ -62,8 +62,12 @@ pub(crate) fn on_version(name: &str, version: &'static str, test: fn(&Interprete
             test(build)
         })
         .collect();
-    if outcomes.iter().all(Result::is_err) {
-        skip(name, outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "));
+    let judged = outcomes.iter().any(Result::is_ok);
+    let reasons = outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; ");
+    if !judged {
+        skip(name, reasons);
+    } else if !reasons.is_empty() {
+        println!("{name}: not judged: {reasons}");
     }
 }
 
