@@ -239,6 +239,11 @@ fn compare(build: &Interpreter, command: Command) {
             "{share} of 1,000 samples lack a part of the chain: /{route}: {tally:?}"
         );
         assert_eq!(tally.untold, 0, "/{route}: {tally:?}");
+        // Wherever the compiler put the loop, in one piece or two.
+        assert!(
+            *route != "calls" || tally.in_loop * 2 > tally.in_leaf,
+            "the loop is not recognised: /{route}: {tally:?}"
+        );
         assert!(tally.in_leaf * 10 > tally.samples * 8, "the leaf is where the time is: /{route}: {tally:?}");
     }
     forged(build, &server, &daemon);

@@ -1,9 +1,9 @@
-//! Interpreters that were built for a newer C library than the one whose functions can be probed, made to run with this
-//! machine's.
+//! Interpreters that were built for a C library whose functions cannot be probed, made to run with this machine's.
 //!
-//! Their code is untouched. What they ask of the newer library are a few functions that only have another name there
-//! (C23's `strtol` and its kin): a small library provides these names, and the versions they are asked for by are made
-//! optional in a copy of the program. Needed until requests can be seen without the C library's functions.
+//! Their code is untouched. Older ones (before 2.34 libpthread has functions of its own for sockets) run as they are. What
+//! newer ones ask of the newer library are a few functions that only have another name there (C23's `strtol` and its
+//! kin): a small library provides these names, and the versions they are asked for by are made optional in a copy of the
+//! program. Needed until requests can be seen without the C library's functions.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use std::process::Command;
 
 use super::interpreters::Interpreter;
 
-/// The newest C library of GNU whose functions can be probed.
-const PROBED: u32 = 40;
+/// The C libraries of GNU whose functions can be probed, in every program: 2.34 to this.
+const PROBED: std::ops::RangeInclusive<u32> = 34..=40;
 
 const NAMES: &str = r#"
 #include <stdarg.h>
@@ -42,9 +42,14 @@ pub fn command(interpreter: &Interpreter) -> Result<Command, String> {
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let minor = said.strip_prefix("glibc 2.").and_then(|minor| minor.parse::<u32>().ok());
     let minor = minor.ok_or_else(|| format!("{} says of its C library: {said:?}", interpreter.name()))?;
-    let Some(prefix) = interpreter.prefix.as_deref().filter(|_| minor > PROBED) else {
+    let Some(prefix) = interpreter.prefix.as_deref().filter(|_| !PROBED.contains(&minor)) else {
         return Ok(interpreter.command());
     };
+    if minor < *PROBED.start() {
+        let mut command = Command::new(&interpreter.program);
+        command.env("PYTHONHOME", prefix);
+        return Ok(command);
+    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rehosted-{}", interpreter.version));
     let io = |error: std::io::Error| format!("{}: {error}", folder.display());
     fs::create_dir_all(&folder).map_err(io)?;
