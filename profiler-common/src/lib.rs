@@ -15,7 +15,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]

@@ -70,10 +70,20 @@ struct Server {
 }
 
 impl Server {
-    fn start(mut command: Command) -> Self {
+    fn start(command: Command) -> Self {
+        Self::start_with(command, &[])
+    }
+
+    fn start_with(mut command: Command, arguments: &[&Path]) -> Self {
         let port = free_port();
         let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/nesting/nesting.py");
-        command.arg("-B").arg(app).arg(port.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .arg("-B")
+            .arg(app)
+            .arg(port.to_string())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let group = Group::spawn(&mut command);
         wait_for("the server to answer", || Client::new(port).request("GET", "/calls/0", b"").ok());
         println!("PROFILED http.server");
@@ -197,6 +207,8 @@ fn compare(build: &Interpreter, command: Command) {
     let name = build.name();
     let server = Server::start(command);
     let truths: Vec<Vec<Known>> = ROUTES.iter().map(|route| server.truth(route)).collect();
+    let deepest = &truths[ROUTES.iter().position(|route| *route == "deepest").expect("a route")];
+    assert!((DEPTH - 16..=DEPTH).contains(&deepest.len()), "{} frames", deepest.len());
     let app = truths[0].last().expect("a leaf").file.clone();
     let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
     let targets = daemon.json("/api/v1/targets");
@@ -332,18 +344,31 @@ fn counted(daemon: &Daemon, marker: &str) -> u64 {
     lines.filter_map(|line| line.strip_prefix(labels)?.parse::<u64>().ok()).sum()
 }
 
-/// The names of the Python functions down to where samples ended, and how many did.
-fn python_paths(tree: &Value) -> Vec<(Vec<&str>, u64)> {
-    let (mut found, mut open) =
-        (Vec::new(), children(tree).map(|child| (Vec::new(), child)).collect::<Vec<_>>());
-    while let Some((mut path, node)) = open.pop() {
-        if node["kind"] == "python" {
-            path.extend(node["name"].as_str());
+/// The ways down to where samples ended, and how many did.
+fn paths(tree: &Value) -> Vec<(Vec<&Value>, u64)> {
+    let (mut found, mut open) = (Vec::new(), vec![(Vec::new(), tree)]);
+    while let Some((path, node)) = open.pop() {
+        for child in children(node) {
+            let mut path = path.clone();
+            path.push(child);
+            open.push((path, child));
         }
-        let own = number(node, "samples") - children(node).map(|child| number(child, "samples")).sum::<u64>();
-        open.extend(children(node).map(|child| (path.clone(), child)));
-        if own > 0 && !path.is_empty() {
-            found.push((path, own));
+        let below: u64 = children(node).map(|child| number(child, "samples")).sum();
+        if number(node, "samples") > below {
+            found.push((path, number(node, "samples") - below));
+        }
+    }
+    found
+}
+
+/// The names of the Python functions on them.
+fn python_paths(tree: &Value) -> Vec<(Vec<&str>, u64)> {
+    let mut found = Vec::new();
+    for (path, samples) in paths(tree) {
+        let python = path.iter().filter(|node| node["kind"] == "python");
+        let names: Vec<&str> = python.filter_map(|node| node["name"].as_str()).collect();
+        if !names.is_empty() {
+            found.push((names, samples));
         }
     }
     found
@@ -417,6 +442,74 @@ fn python_3_13() {
 #[test]
 fn python_3_14() {
     check("python_3_14", "3.14");
+}
+
+/// A function that calls itself with a frame pointer, whatever else is built without.
+const DESCENT: &str = r#"
+    static long deeper(long left) {
+        volatile long sum = 0;
+        if (left)
+            return deeper(left - 1) + sum;
+        for (long n = 0; n < 8000000; n++)
+            sum += n;
+        return sum;
+    }
+    long descend(long depth) { return deeper(depth); }
+"#;
+
+/// However deep native code is, it leaves room for the Python functions that called it, and a frame says so.
+#[test]
+fn python_frames_outlast_native_ones() {
+    const TEST: &str = "python_frames_outlast_native_ones";
+    if !support::can_run(TEST) {
+        return;
+    }
+    let build = match interpreters::of_version("3.11") {
+        Ok(builds) => builds[0].clone(),
+        Err(reason) => return skip(TEST, reason),
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, library) = (folder.path().join("descend.c"), folder.path().join("descend.so"));
+    std::fs::write(&source, DESCENT).expect("a file");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O0", "-fno-omit-frame-pointer", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    match compiler.status() {
+        Ok(status) => assert!(status.success()),
+        Err(error) => return skip(TEST, format!("no C compiler: {error}")),
+    }
+    let server = Server::start_with(build.command(), &[&library]);
+    let chain = server.truth("native");
+    let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
+    let mut client = Client::new(server.port);
+    for round in 0..ROUNDS {
+        assert_eq!(client.request("GET", &format!("/native/{round}"), b"").expect("an answer").status, 200);
+    }
+    let (mut whole, mut other) = (0, 0);
+    for record in daemon.records_by_path("", ROUNDS).values().filter(|record| record["profile"] == true) {
+        let id = record["id"].as_str().expect("an id");
+        let tree = daemon.json(&format!("/api/v1/requests/{id}/profile?format=tree&view=cpu"));
+        for (path, samples) in paths(&tree) {
+            let name = |node: &&Value| node["name"].as_str().unwrap_or_default().to_owned();
+            if path.get(chain.len()).is_none_or(|node| name(node) != "[native frames left out]") {
+                // On the way there, or serving.
+                other += samples;
+                continue;
+            }
+            assert!(chain.iter().zip(&path).all(|(known, node)| known.is(node)), "{path:?}");
+            let native: Vec<String> =
+                path[chain.len() + 1..].iter().filter(|node| node["kind"] == "native").map(name).collect();
+            // A function that is just being entered has no frame pointer yet, which hides its caller.
+            assert!(
+                native.iter().all(|name| name == "deeper") && (254..=255).contains(&native.len()),
+                "{native:?}"
+            );
+            whole += samples;
+        }
+    }
+    println!("{whole} samples in native recursion, {other} elsewhere");
+    assert!(whole >= 100 && whole > other * 4, "{whole} and {other} samples");
+    let counted = daemon.status()["unwind_errors"]["native.left_out"].as_u64().unwrap_or_default();
+    assert!(counted >= whole, "{counted} of {whole} counted");
 }
 
 /// Free-threaded builds have other layouts; what is not known is said, and requests are seen all the same.

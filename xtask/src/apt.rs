@@ -1,9 +1,9 @@
 //! Debian packages.
 //!
 //! In: package names. Out: packages installed on this machine ([`install`]), or unpacked into a folder without
-//! installing them ([`unpack`], [`unpack_newest`], which need no root). Suites that the machine does not have configured are read
-//! through an apt state of our own, from the mirrors that the machine is set up with and checked with its Debian
-//! keyring; `/etc/apt` is never changed.
+//! installing them ([`unpack`], [`unpack_all`], [`unpack_newest`], which need no root). Suites that the machine does
+//! not have configured are read through an apt state of our own, from the mirrors that the machine is set up with and
+//! checked with its Debian keyring; `/etc/apt` is never changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -91,8 +91,8 @@ pub fn unpack(package: &str, version: &str, suite: &str, state: &Path, into: &Pa
     fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
 }
 
-/// Unpacks packages of one suite into `into`, in its newest versions, whatever is installed on this machine.
-pub fn unpack_newest(packages: &[String], suite: &str, state: &Path, into: &Path) -> Result<()> {
+/// Unpacks all these packages of one suite into `into`, in its newest versions, whatever is installed on this machine.
+pub fn unpack_all(packages: &[String], suite: &str, state: &Path, into: &Path) -> Result<()> {
     let sources = Sources::new(state, &[(&Mirrors::configured()?.archive, suite)])?;
     // Else apt would offer what is installed where that is newer than the suite's.
     let status = state.join("status");
@@ -110,6 +110,58 @@ pub fn unpack_newest(packages: &[String], suite: &str, state: &Path, into: &Path
         sh::run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(into))?;
     }
     fs::remove_dir_all(state).with_context(|| format!("removing {}", state.display()))
+}
+
+/// Unpacks the newest of the packages whose names are `wanted`, one for each kind, into `into`. Of names that differ in a
+/// version alone, as those of kernels do, the highest counts.
+///
+/// `security`: the suite is in the security archive.
+pub fn unpack_newest(
+    suite: &str,
+    security: bool,
+    state: &Path,
+    into: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mirrors = Mirrors::configured()?;
+    let archive = if security {
+        mirrors
+            .security
+            .as_ref()
+            .with_context(|| format!("apt knows no security archive, which has {suite}"))?
+    } else {
+        &mirrors.archive
+    };
+    let sources = Sources::new(state, &[(archive, suite)])?;
+    sh::run(sources.apply(&mut Command::new("apt-get")).args(["--quiet", "update"]))?;
+    let names = sh::capture(sources.apply(&mut Command::new("apt-cache")).arg("pkgnames"))?;
+    let chosen = newest_of_each_kind(names.lines().filter(|name| wanted(name)));
+    if chosen.is_empty() {
+        bail!("{suite} has no such package");
+    }
+    let mut download = Command::new("apt-get");
+    sources.apply(&mut download).args(["--quiet", "download"]).args(&chosen);
+    sh::run(download.current_dir(state))?;
+    fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
+    for package in chosen {
+        let file = newest_deb(state, package)?;
+        sh::run(Command::new("dpkg").arg("-x").arg(&file).arg(into))?;
+        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// A name's kind is what stands in front of its first digit. Only kinds of the highest version count: a package that
+/// has been split since is not to be joined with the parts of another version.
+fn newest_of_each_kind<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let version = |name: &str| -> Vec<u64> {
+        name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    };
+    let mut names: Vec<&str> = names.collect();
+    names.sort_by_cached_key(|name| version(name));
+    let Some(highest) = names.last().map(|name| version(name)) else { return names };
+    names.retain(|name| version(name) == highest);
+    names
 }
 
 /// `apt-cache madison` prints `package | version | source` per line, newest first.
@@ -250,7 +302,7 @@ impl Mirrors {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mirrors, pick};
+    use super::{Mirrors, newest_of_each_kind, pick};
 
     #[test]
     fn mirrors_are_those_of_the_machine() {
@@ -263,6 +315,23 @@ mod tests {
         };
         assert_eq!(Mirrors::among(targets), Some(expected));
         assert_eq!(Mirrors::among("Other http://mirror.example/debian/"), None);
+    }
+
+    #[test]
+    fn the_newest_kernel_is_chosen_with_all_its_parts() {
+        let names = [
+            "linux-binary-7.2.9+deb13-cloud-amd64",
+            "linux-modules-7.2.12+deb13-cloud-amd64",
+            "linux-image-7.2.9+deb13-cloud-amd64",
+            "linux-binary-7.2.12+deb13-cloud-amd64",
+        ];
+        let mut chosen = newest_of_each_kind(names.into_iter());
+        chosen.sort_unstable();
+        assert_eq!(
+            chosen,
+            ["linux-binary-7.2.12+deb13-cloud-amd64", "linux-modules-7.2.12+deb13-cloud-amd64"]
+        );
+        assert_eq!(newest_of_each_kind([].into_iter()), [""; 0]);
     }
 
     #[test]

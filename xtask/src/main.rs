@@ -13,6 +13,7 @@ mod sh;
 mod site;
 mod testing;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Command {
     Run(run::Options),
     /// Run everything that CI runs
     Test(testing::Options),
+    /// Run a command, or the tests of the BPF programs, on other kernels in QEMU
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Fixture => fixture::run().map(|()| true),
         Command::Run(options) => run::run(&options).map(|()| true),
         Command::Test(options) => testing::run(&options),
+        Command::Vm(options) => vm::run(&options).map(|()| true),
     };
     match succeeded {
         Ok(true) => ExitCode::SUCCESS,

@@ -50,7 +50,7 @@ fn ensure_suite(wanted: &Wanted, folder: &Path) -> Result<()> {
     // What an interrupted attempt left is no use.
     let _ = fs::remove_dir_all(&root);
     let state = folder.join(format!("{}.apt", wanted.suite));
-    apt::unpack_newest(&packages, wanted.suite, &state, &root)?;
+    apt::unpack_all(&packages, wanted.suite, &state, &root)?;
     fs::write(&stamp, list).with_context(|| format!("writing {}", stamp.display()))
 }
 

@@ -20,7 +20,7 @@ use clap::Args;
 
 use crate::site::Install;
 use crate::toolchain::Toolchain;
-use crate::{ebpf, needs, pythons, sh, toolchain};
+use crate::{ebpf, needs, pythons, sh, toolchain, vm};
 
 #[derive(Args)]
 pub struct Options {
@@ -67,6 +67,7 @@ pub fn run(options: &Options) -> Result<bool> {
         report.require_a_test(filter);
     } else if !options.fast && sh::is_root() {
         report.require_a_profiled_server();
+        other_kernels(&mut report);
     }
     print!("\n{report}");
     Ok(report.failed == 0)
@@ -140,6 +141,20 @@ fn integration_tests(report: &mut Report, filter: Option<&str>) {
     report.tests("integration and end-to-end tests", command);
 }
 
+/// The programs on the oldest and the newest kernel; here they run on one only.
+fn other_kernels(report: &mut Report) {
+    let kernels = vm::oldest_and_newest();
+    let ready = announced("kernels for QEMU", || kernels.iter().try_for_each(|kernel| vm::prepare(*kernel)));
+    let command = ready.and_then(|()| vm::tests());
+    for kernel in kernels {
+        let step = format!("tests on Linux {}", kernel.name);
+        match &command {
+            Ok(command) => report.collect(&step, |each| vm::on(kernel, command, each)),
+            Err(error) => report.skip(&step, &format!("{error:#}")),
+        }
+    }
+}
+
 /// A `cargo test` to which further arguments for the test programs can be added. It shows what passing tests print: that is
 /// where they say that they could not run.
 fn cargo_test(what: &[&str], filter: Option<&str>) -> Command {
@@ -191,10 +206,15 @@ impl Report {
     }
 
     fn tests(&mut self, step: &str, mut command: Command) {
+        self.collect(step, |each| sh::lines(&mut command, each));
+    }
+
+    /// Counts the tests of a step by the lines that it hands on.
+    fn collect(&mut self, step: &str, run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<()>) {
         let mut seen = Output::default();
         let quiet = self.quiet;
         let result = announced(step, || {
-            sh::lines(&mut command, |line| {
+            run(&mut |line: &str| {
                 if !quiet {
                     println!("{line}");
                 }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame};
+use profiler_common::{FRAME_LEFT_OUT, FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame};
 use rustc_hash::FxHashMap;
 
 use super::generations::Generations;
@@ -108,6 +108,9 @@ impl Names {
     pub(super) fn user(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
         let resolved = match raw.kind() {
             FRAME_PYTHON => Rc::new(self.python(process, raw)),
+            FRAME_LEFT_OUT => {
+                Rc::new(self.unresolved(FrameKind::Native, "[native frames left out]", "", Reason::LeftOut))
+            }
             _ => self.native_frame(process, raw),
         };
         let keep = match resolved.kind {
@@ -233,7 +236,7 @@ impl Names {
 pub(super) fn kind_of(raw: &RawFrame) -> FrameKind {
     match raw.kind() {
         FRAME_PYTHON => FrameKind::Python,
-        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER => FrameKind::Native,
+        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER | FRAME_LEFT_OUT => FrameKind::Native,
         // Kinds of a later kernel side are looked up as native code, which at worst names nothing.
         _ => FrameKind::Native,
     }

@@ -264,6 +264,18 @@ fn python_stacks_outlive_their_process(interpreter: &Interpreter) -> Result<(), 
 }
 on_each_version!(python_stacks_outlive_their_process);
 
+#[test]
+fn where_native_frames_were_left_out_a_frame_says_so() {
+    let mut symbolizer = Symbolizer::default();
+    let left_out = RawFrame::new(profiler_common::FRAME_LEFT_OUT, 0, 0, 0);
+    let inside = leaf(called_function as usize as u64);
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &[inside, caller(0x10), left_out, python(0x1234)]);
+    assert_eq!(names(&stack)[..2], ["<python code 0x1234: no_interpreter>", "[native frames left out]"]);
+    assert_eq!((stack.len(), stack[1].kind), (3, FrameKind::Native));
+    assert_eq!(outcome, Outcome { unresolved: 2, cut: 1 });
+    assert_eq!(count(&symbolizer, FrameKind::Native, Reason::LeftOut), 1);
+}
+
 /// The record that says so may be lost.
 fn a_program_that_replaced_an_interpreter_is_not_asked_for_code_objects(
     interpreter: &Interpreter,

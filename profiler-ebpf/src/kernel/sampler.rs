@@ -12,8 +12,8 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_common::{
-    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample, Stat, Target,
-    USER_FRAMES_MAX, flags, target_flags,
+    FRAME_LEFT_OUT, FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, KERNEL_FRAMES_MAX, Kind, NATIVE_FRAMES_MAX,
+    RawFrame, Sample, Stat, Target, USER_FRAMES_MAX, flags, target_flags,
 };
 use profiler_ebpf::{
     memory::Memory,
@@ -60,6 +60,9 @@ pub struct Walk {
     leaf: u32,
     count: u32,
     steps: u32,
+    /// Native frames among them.
+    natives: u32,
+    reserved: u32,
 }
 
 const RECORD_MAX: u64 =
@@ -102,6 +105,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.target = *target;
     walk.count = 0;
     walk.steps = 0;
+    walk.natives = 0;
     walk.leaf = 1;
     walk.python = 0;
     walk.scratch.forget();
@@ -213,6 +217,13 @@ fn step(walk: &mut Walk) {
         let cold = pc >= target.cold_start && pc < target.cold_end;
         let in_loop = walk.python != 0 && (hot || cold);
         if !in_loop {
+            // What people wrote goes before what runs it.
+            if walk.natives >= NATIVE_FRAMES_MAX && walk.python != 0 {
+                walk.mode = PYTHON_REST;
+                push(walk, RawFrame::new(FRAME_LEFT_OUT, 0, 0, 0));
+                return;
+            }
+            walk.natives += 1;
             let kind = if walk.leaf != 0 { FRAME_NATIVE_LEAF } else { FRAME_NATIVE_CALLER };
             push(walk, RawFrame::new(kind, walk.pc, 0, 0));
             if walk.mode != DONE {

@@ -10,7 +10,7 @@ Each route burns CPU at the end of one chain of calls, in which every function h
 | /extension | a C extension that calls back (`json` with an object hook) |
 | /made | an `__init__`, called so often that calls of it are specialised |
 | /deep | 200 calls of one function |
-| /deepest | 300 calls of one function |
+| /deepest | 235 calls of one function, 256 frames in all at most |
 | /released | zlib, which lets go of the GIL while it works |
 
 `GET /ROUTE/N` burns and answers with what came of it. `GET /truth/ROUTE` answers, as JSON, with the chain of frames as the
@@ -26,7 +26,9 @@ something else in the place of the link from its frame to its caller's, where fr
 | /wild | to where nothing is |
 | /shims | to the interpreter's own frame between the leaf and C, and from there to itself (3.12 and later) |
 
-    python nesting.py PORT
+`/native` goes from Python into a C function that calls itself 400 times: a library for that may be named.
+
+    python nesting.py PORT [LIBRARY]
 """
 
 import dis
@@ -39,7 +41,8 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DEPTH = 200
-DEEPEST = 300
+DEEPEST = 235
+NATIVE = 400
 BOTTOMLESS = 700
 TURNS = 40_000
 # Looks random enough that zlib has to work for its output.
@@ -202,6 +205,15 @@ def released_leaf():
     return len(zlib.compress(ZLIB_INPUT, 6))
 
 
+def native():
+    return native_leaf()
+
+
+def native_leaf():
+    reached()
+    return library.descend(NATIVE)
+
+
 def linked(frame):
     """Address of a frame that the interpreter walks by, and of the word in it that leads to the caller's."""
     address = id(frame)
@@ -290,6 +302,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        import ctypes
+
+        library = ctypes.CDLL(sys.argv[2])
+        ROUTES["native"] = native
     # Calls are specialised before anything is measured.
     for function in ROUTES.values():
         for _ in range(3):
