@@ -15,6 +15,7 @@ pub mod gunicorn;
 pub mod http;
 pub mod interpreters;
 pub mod load;
+pub mod nesting;
 pub mod process;
 pub mod python;
 pub mod reader;
