@@ -268,7 +268,8 @@ on_each_version!(python_stacks_outlive_their_process);
 fn where_native_frames_were_left_out_a_frame_says_so() {
     let mut symbolizer = Symbolizer::default();
     let left_out = RawFrame::new(profiler_common::FRAME_LEFT_OUT, 0, 0, 0);
-    let inside = leaf(called_function as usize as u64);
+    let function: fn(u64) -> u64 = called_function;
+    let inside = leaf(function as usize as u64);
     let (stack, outcome) = resolve(&mut symbolizer, me(), &[inside, caller(0x10), left_out, python(0x1234)]);
     assert_eq!(names(&stack)[..2], ["<python code 0x1234: no_interpreter>", "[native frames left out]"]);
     assert_eq!((stack.len(), stack[1].kind), (3, FrameKind::Native));
