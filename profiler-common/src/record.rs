@@ -173,6 +173,8 @@ pub const FRAME_NATIVE_CALLER: u32 = 1;
 pub const FRAME_PYTHON: u32 = 2;
 /// A return address found by unwind tables.
 pub const FRAME_NATIVE_RETURN: u32 = 3;
+/// Stands for native frames: from here on outwards only Python frames follow. It has no address.
+pub const FRAME_LEFT_OUT: u32 = 4;
 
 impl RawFrame {
     pub const fn new(kind: u32, address: u64, lasti: u32, check: u32) -> Self {
@@ -198,6 +200,8 @@ pub const fn code_check(argcount: u32, kwonly: u32, flags: u32, first_line: u32)
 pub const HEAD_MAX: usize = 4096;
 /// Most frames of a user stack: 256 of Python and 256 native. Django under middleware is 60 to 90 deep.
 pub const USER_FRAMES_MAX: usize = 512;
+/// Native frames of a stack that has Python frames further out: with what stands for the rest they leave room for 256.
+pub const NATIVE_FRAMES_MAX: u32 = 255;
 /// Most frames of a kernel stack.
 pub const KERNEL_FRAMES_MAX: usize = 64;
 

@@ -8,7 +8,7 @@ use core::mem::size_of;
 pub struct Target {
     /// Bits of [`target_flags`].
     pub flags: u32,
-    /// Key of the thread-specific slot that holds the interpreter's thread state, below 32.
+    /// Key of the thread-specific slot that holds the interpreter's thread state.
     pub tss_key: u32,
     /// Bytes from the thread pointer to the first block of thread-specific data (`specific_1stblock`).
     pub tss_block: u32,
@@ -44,26 +44,42 @@ pub struct PythonOffsets {
     pub current_frame: u16,
     pub frame_code: u16,
     pub frame_previous: u16,
+    /// Where the frame is in its byte code, in the form that `lasti_unit` tells.
     pub frame_instr: u16,
-    /// One byte: entry-frame flag or owner, by `entry_mode`.
+    /// One byte: entry-frame flag or owner, by `entry_mode`; [`NO_FIELD`] with [`ENTRY_EVERY`].
     pub frame_entry: u16,
     pub code_argcount: u16,
     pub code_kwonly: u16,
     pub code_flags: u16,
     pub code_firstline: u16,
     pub code_bytecode: u16,
-    /// [`ENTRY_FLAG`] or [`ENTRY_OWNER`].
+    /// [`ENTRY_FLAG`], [`ENTRY_OWNER`] or [`ENTRY_EVERY`].
     pub entry_mode: u8,
-    /// The owner value that marks an entry frame, with [`ENTRY_OWNER`].
-    pub entry_value: u8,
+    /// 0: `frame_instr` is the address of an instruction. Else it is an `int` that counts units of so many bytes.
+    pub lasti_unit: u8,
 }
 
 /// A field that this version does not have.
 pub const NO_FIELD: u16 = u16::MAX;
 /// The byte at `frame_entry` is not 0 for an entry frame (3.11).
 pub const ENTRY_FLAG: u8 = 0;
-/// The byte at `frame_entry` equals `entry_value` for an entry frame (3.12 and later).
+/// The byte at `frame_entry` tells who owns the frame; [`OWNER_INTERPRETER`] and above are no frames of Python code but
+/// stand between what was entered from C and its caller (3.12 and later).
 pub const ENTRY_OWNER: u8 = 1;
+/// Every call of a Python function is a call of the interpreter loop, and frames are objects (3.8 to 3.10).
+pub const ENTRY_EVERY: u8 = 2;
+/// `FRAME_OWNED_BY_CSTACK` in 3.12 and 3.13, `FRAME_OWNED_BY_INTERPRETER` in 3.14, where the former is 4.
+pub const OWNER_INTERPRETER: u8 = 3;
+/// Bytes of a frame that are read at least: every field that is needed lies before this, in 3.11 to 3.14.
+pub const FRAME_HEAD: u64 = 80;
+/// The same of a frame object, up to 3.10.
+pub const FRAME_OBJECT_HEAD: u64 = 112;
+/// The fields of [`crate::code_check`] lie in so many bytes from here, in all versions.
+pub const CODE_FROM: u16 = 16;
+pub const CODE_READ: u16 = 64;
+/// Bit of a code object's flags: the interpreter's own code, as it puts below an `__init__` that it calls without C
+/// (`CO_NO_MONITORING_EVENTS`, 3.13 and later; no older version gives this bit a meaning).
+pub const CODE_INTERNAL: u32 = 1 << 25;
 
 /// Value of the map `CONNECTIONS`, keyed by [`connection_key`]: where a server-side connection stands.
 ///

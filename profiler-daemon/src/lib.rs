@@ -23,5 +23,8 @@ pub mod symbolize;
 pub mod unwind;
 
 #[cfg(test)]
+#[path = "../tests/support/interpreters.rs"]
+mod interpreters;
+#[cfg(test)]
 #[path = "../tests/support/skip.rs"]
 mod skip;

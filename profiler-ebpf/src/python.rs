@@ -3,7 +3,10 @@
 //! In: a thread pointer or a frame's address, and the offsets of this interpreter's version. Out: one
 //! [`RawFrame`] at a time, leaf first. Nothing here knows about BPF.
 
-use profiler_common::{ENTRY_FLAG, FRAME_PYTHON, NO_FIELD, PythonOffsets, RawFrame, Target, code_check};
+use profiler_common::{
+    CODE_FROM, CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD,
+    FRAME_PYTHON, NO_FIELD, OWNER_INTERPRETER, PythonOffsets, RawFrame, Target, code_check,
+};
 
 use crate::memory::{Block, Fault, Memory};
 
@@ -14,9 +17,19 @@ use crate::memory::{Block, Fault, Memory};
 /// is another thread's (or nobody's) whenever this thread does not hold the GIL.
 #[inline(always)]
 pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
-    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32]; … }
-    let slot = thread_pointer + u64::from(target.tss_block) + u64::from(target.tss_key) * 16 + 8;
-    let state = memory.word(slot)?;
+    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
+    //                         struct pthread_key_data *specific[32]; … }
+    let first = thread_pointer + u64::from(target.tss_block);
+    let key = u64::from(target.tss_key);
+    let block = if key < BLOCK_KEYS {
+        first
+    } else {
+        memory.word(first + BLOCK_KEYS * SLOT + key / BLOCK_KEYS * 8)?
+    };
+    if block == 0 {
+        return Ok(0);
+    }
+    let state = memory.word(block + key % BLOCK_KEYS * SLOT + 8)?;
     if state == 0 {
         return Ok(0);
     }
@@ -32,13 +45,19 @@ pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64
     memory.word(holder + u64::from(offsets.current_frame))
 }
 
+/// Keys in one block of thread-specific data, and bytes of one slot.
+const BLOCK_KEYS: u64 = 32;
+const SLOT: u64 = 16;
+
 /// One step of the walk.
 pub struct Step {
     pub frame: RawFrame,
     /// The caller's frame, 0 at the end.
     pub previous: u64,
-    /// This frame was entered from C: what called it is a native frame.
+    /// What comes next in the stack is the native frame that entered the interpreter loop.
     pub entry: bool,
+    /// No frame of Python code, but one that the interpreter made for itself: not to be shown.
+    pub shim: bool,
 }
 
 /// What has been read: a stretch of frames, and the head of a code object.
@@ -59,11 +78,8 @@ const WINDOW: usize = 2048;
 const WINDOW_READ: u64 = WINDOW as u64 - 8;
 /// The next page may not be there.
 const PAGE: u64 = 4096;
-/// Every field that we need of a frame lies before this, in 3.11 to 3.14.
-const FRAME_HEAD: u64 = 80;
-/// The fields of `code_check` lie between these, in all versions.
-const CODE_FROM: u16 = 16;
-const CODE_READ: u32 = 64;
+/// Low bits of a pointer to a code object that say how it is counted (3.14).
+const TAG: u64 = 3;
 const CODE: usize = 128;
 
 impl Scratch {
@@ -79,7 +95,12 @@ impl Scratch {
 
     /// Where in `frames` the head of the frame at `address` is.
     #[inline(always)]
-    fn frame<M: Memory>(&mut self, memory: &M, address: u64) -> Result<u32, Fault> {
+    fn frame<M: Memory>(&mut self, memory: &M, address: u64, objects: bool) -> Result<u32, Fault> {
+        // Frame objects lie anywhere: there is nothing to gain from reading more than one.
+        if objects {
+            memory.fill(address, FRAME_OBJECT_HEAD as u32, &mut self.frames)?;
+            return Ok(0);
+        }
         let at = address.wrapping_sub(self.base);
         if at < WINDOW as u64 && at + FRAME_HEAD <= self.valid {
             return Ok(at as u32);
@@ -112,29 +133,45 @@ pub fn step<M: Memory>(
     address: u64,
     scratch: &mut Scratch,
 ) -> Result<Step, Fault> {
-    let at = scratch.frame(memory, address)?;
+    let objects = offsets.entry_mode == ENTRY_EVERY;
+    let at = scratch.frame(memory, address, objects)?;
     let field = |offset: u16| at.wrapping_add(offset.into());
-    let code = scratch.frames.u64(field(offsets.frame_code));
+    let code = scratch.frames.u64(field(offsets.frame_code)) & !TAG;
     let previous = scratch.frames.u64(field(offsets.frame_previous));
     let instruction = scratch.frames.u64(field(offsets.frame_instr));
     let mark = scratch.frames.u8(field(offsets.frame_entry));
-    let entry = if offsets.entry_mode == ENTRY_FLAG { mark != 0 } else { mark == offsets.entry_value };
-    memory.fill(code.wrapping_add(CODE_FROM.into()), CODE_READ, &mut scratch.code)?;
+    let entry = match offsets.entry_mode {
+        ENTRY_EVERY => true,
+        ENTRY_FLAG => mark != 0,
+        _ if mark >= OWNER_INTERPRETER => {
+            return Ok(Step { frame: RawFrame::default(), previous, entry: true, shim: true });
+        }
+        _ => false,
+    };
+    memory.fill(code.wrapping_add(CODE_FROM.into()), CODE_READ.into(), &mut scratch.code)?;
     let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(CODE_FROM).into());
+    let flags = number(offsets.code_flags);
     let check = code_check(
         number(offsets.code_argcount),
         number(offsets.code_kwonly),
-        number(offsets.code_flags),
+        flags,
         number(offsets.code_firstline),
     );
-    let lasti = instruction.wrapping_sub(code.wrapping_add(offsets.code_bytecode.into())) as u32;
-    Ok(Step { frame: RawFrame::new(FRAME_PYTHON, code, lasti, check), previous, entry })
+    let lasti = if offsets.lasti_unit == 0 {
+        instruction.wrapping_sub(code.wrapping_add(offsets.code_bytecode.into())) as u32
+    } else {
+        (instruction as u32).wrapping_mul(offsets.lasti_unit.into())
+    };
+    let frame = RawFrame::new(FRAME_PYTHON, code, lasti, check);
+    Ok(Step { frame, previous, entry, shim: flags & CODE_INTERNAL != 0 })
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
     use std::collections::{HashMap, HashSet};
+
+    use profiler_common::ENTRY_OWNER;
 
     use super::*;
 
@@ -185,7 +222,7 @@ mod tests {
         code_firstline: 72,
         code_bytecode: 184,
         entry_mode: ENTRY_FLAG,
-        entry_value: 0,
+        lasti_unit: 0,
     };
 
     fn two_frames() -> Fake {
@@ -218,6 +255,112 @@ mod tests {
         assert_eq!(outer.frame.lasti(), 40);
         assert!(outer.entry);
         assert_eq!(outer.previous, 0);
+    }
+
+    /// Offsets of 3.10, from Include/cpython/frameobject.h and Include/cpython/code.h.
+    const PY310: PythonOffsets = PythonOffsets {
+        tstate_cframe: NO_FIELD,
+        current_frame: 24,
+        frame_code: 32,
+        frame_previous: 24,
+        frame_instr: 96,
+        frame_entry: NO_FIELD,
+        code_argcount: 16,
+        code_kwonly: 24,
+        code_flags: 36,
+        code_firstline: 40,
+        code_bytecode: 0,
+        entry_mode: ENTRY_EVERY,
+        lasti_unit: 2,
+    };
+
+    /// Offsets of 3.14, from Include/internal/pycore_interpframe_structs.h and Include/cpython/code.h.
+    const PY314: PythonOffsets = PythonOffsets {
+        tstate_cframe: NO_FIELD,
+        current_frame: 72,
+        frame_code: 0,
+        frame_previous: 8,
+        frame_instr: 56,
+        frame_entry: 74,
+        code_argcount: 52,
+        code_kwonly: 60,
+        code_flags: 48,
+        code_firstline: 68,
+        code_bytecode: 208,
+        entry_mode: ENTRY_OWNER,
+        lasti_unit: 0,
+    };
+
+    #[test]
+    fn frame_objects_are_each_entered_from_c() {
+        let mut m = Fake::default();
+        let code = 0x3000u64;
+        m.put(code, &[0; 96]);
+        m.put(code + 16, &2u32.to_le_bytes());
+        m.put(code + 24, &1u32.to_le_bytes());
+        m.put(code + 36, &3u32.to_le_bytes());
+        m.put(code + 40, &77u32.to_le_bytes());
+        // The second ends with its page; what is behind is not there.
+        let (inner, outer) = (0x1_0000u64, 0x2_1000 - FRAME_OBJECT_HEAD);
+        for (frame, back, lasti) in [(inner, outer, 21i32), (outer, 0, -1)] {
+            m.put(frame, &[0xee; FRAME_OBJECT_HEAD as usize]);
+            m.put(frame + 24, &back.to_le_bytes());
+            m.put(frame + 32, &code.to_le_bytes());
+            m.put(frame + 96, &lasti.to_le_bytes());
+        }
+        let mut scratch = Scratch::new();
+        let first = step(&m, &PY310, inner, &mut scratch).expect("readable");
+        assert_eq!(first.frame, RawFrame::new(FRAME_PYTHON, code, 42, code_check(2, 1, 3, 77)));
+        assert_eq!((first.entry, first.shim, first.previous), (true, false, outer));
+        let second =
+            step(&m, &PythonOffsets { lasti_unit: 1, ..PY310 }, outer, &mut scratch).expect("readable");
+        assert_eq!((second.frame.lasti(), second.entry, second.previous), (0x0fff_ffff, true, 0));
+    }
+
+    #[test]
+    fn frames_that_the_interpreter_made_are_shims() {
+        let mut m = Fake::default();
+        let (code, internal, none) = (0x3000u64, 0x4000u64, 0x5000u64);
+        m.put(code, &[0; 96]);
+        m.put(internal, &[0; 96]);
+        m.put(internal + 48, &0x0200_0001u32.to_le_bytes());
+        // Called by an `__init__` that was called without C, which was called from C: tagged as references may be.
+        let frames =
+            [(0x1000u64, code | 1, 1u8), (0x1100, internal, 0), (0x1200, code, 2), (0x1300, none | 1, 3)];
+        let frames = frames.into_iter().chain([(0x1400, none, 4)]);
+        for (frame, executable, owner) in frames {
+            m.put(frame, &executable.to_le_bytes());
+            m.put(frame + 8, &(frame + 0x100).to_le_bytes());
+            m.put(frame + 56, &(code + 208 + 6).to_le_bytes());
+            m.put(frame + 74, &[owner]);
+        }
+        let mut scratch = Scratch::new();
+        let mut address = 0x1000;
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            // What `None` has in the place of a code object's fields is not looked at: nothing is there.
+            let step = step(&m, &PY314, address, &mut scratch).expect("readable");
+            seen.push((step.shim, step.entry));
+            if !step.shim {
+                assert_eq!((step.frame.address, step.frame.lasti()), (code, 6));
+            }
+            address = step.previous;
+        }
+        assert_eq!(seen, [(false, false), (true, false), (false, false), (true, true), (true, true)]);
+    }
+
+    #[test]
+    fn late_keys_are_in_blocks_of_their_own() {
+        let mut m = two_frames();
+        let target = Target { tss_key: 70, tss_block: 0x310, python: PY311, ..Target::default() };
+        let block = 0x9000 + 0x310 + 32 * 16 + 2 * 8;
+        m.put(block, &[0; 8]);
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0));
+        m.put(block, &0xb000u64.to_le_bytes());
+        m.put(0xb000 + 6 * 16 + 8, &0x5000u64.to_le_bytes());
+        m.put(0x5000 + 56, &0x6000u64.to_le_bytes());
+        m.put(0x6000 + 8, &0x1000u64.to_le_bytes());
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0x1000));
     }
 
     #[test]

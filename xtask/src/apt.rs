@@ -1,9 +1,9 @@
 //! Debian packages.
 //!
-//! In: package names. Out: packages installed on this machine ([`install`]), or one package unpacked into a folder
-//! without installing it ([`unpack`], which needs no root). Suites that the machine does not have configured are read
-//! through an apt state of our own, from the mirrors that the machine is set up with and checked with its Debian
-//! keyring; `/etc/apt` is never changed.
+//! In: package names. Out: packages installed on this machine ([`install`]), or unpacked into a folder without
+//! installing them ([`unpack`], [`unpack_all`], [`unpack_newest`], which need no root). Suites that the machine does
+//! not have configured are read through an apt state of our own, from the mirrors that the machine is set up with and
+//! checked with its Debian keyring; `/etc/apt` is never changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -89,6 +89,27 @@ pub fn unpack(package: &str, version: &str, suite: &str, state: &Path, into: &Pa
     fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
     sh::run(Command::new("dpkg").arg("-x").arg(&file).arg(into))?;
     fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+}
+
+/// Unpacks all these packages of one suite into `into`, in its newest versions, whatever is installed on this machine.
+pub fn unpack_all(packages: &[String], suite: &str, state: &Path, into: &Path) -> Result<()> {
+    let sources = Sources::new(state, &[(&Mirrors::configured()?.archive, suite)])?;
+    // Else apt would offer what is installed where that is newer than the suite's.
+    let status = state.join("status");
+    fs::write(&status, "").with_context(|| format!("writing {}", status.display()))?;
+    let status = format!("Dir::State::status={}", status.display());
+    let debs = state.join("debs");
+    let _ = fs::remove_dir_all(&debs);
+    fs::create_dir_all(&debs).with_context(|| format!("creating {}", debs.display()))?;
+    sh::run(sources.apply(&mut Command::new("apt-get")).args(["-o", &status, "--quiet", "update"]))?;
+    let mut download = Command::new("apt-get");
+    sources.apply(&mut download).args(["-o", &status, "--quiet", "download"]).args(packages);
+    sh::run(download.current_dir(&debs))?;
+    fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
+    for entry in fs::read_dir(&debs)? {
+        sh::run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(into))?;
+    }
+    fs::remove_dir_all(state).with_context(|| format!("removing {}", state.display()))
 }
 
 /// Unpacks the newest of the packages whose names are `wanted`, one for each kind, into `into`. Of names that differ in a

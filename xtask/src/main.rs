@@ -8,6 +8,7 @@ mod fixture;
 mod fuzz;
 mod load;
 mod needs;
+mod pythons;
 mod run;
 mod sh;
 mod site;

@@ -20,7 +20,7 @@ use clap::Args;
 
 use crate::site::Install;
 use crate::toolchain::Toolchain;
-use crate::{ebpf, fuzz, needs, sh, toolchain, vm};
+use crate::{ebpf, fuzz, needs, pythons, sh, toolchain, vm};
 
 /// How long each fuzz target goes on from its corpus. Whoever changes a reader runs `cargo xtask fuzz` for longer.
 const FUZZ_SECONDS: u64 = 5;
@@ -56,6 +56,9 @@ pub fn run(options: &Options) -> Result<bool> {
         // First, since unit tests too look at interpreters and their headers.
         for (package, reason) in needs::packages() {
             report.skip(&format!("Debian's package {package}"), &reason);
+        }
+        for (what, reason) in pythons::ensure() {
+            report.skip(&what, &reason);
         }
     }
     report.tests("unit tests", cargo_test(&["--workspace", "--lib", "--bins"], filter));
@@ -243,7 +246,11 @@ impl Report {
         self.ran += seen.passed + seen.failed;
         self.profiled += seen.profiled;
         // One that failed at something else has not been skipped.
-        let failed = |name: &str| seen.failures.iter().any(|path| path.rsplit("::").next() == Some(name));
+        // A name may come with its module, where several modules have a test of that name.
+        let is = |path: &str, name: &str| {
+            path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with("::"))
+        };
+        let failed = |name: &str| seen.failures.iter().any(|path| is(path, name));
         seen.skips.retain(|name, _| !failed(name));
         // Skipped tests returned early, so their harness counted them as passed.
         self.passed += seen.passed.saturating_sub(seen.skips.len());
@@ -418,6 +425,13 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         command.arg("test a::b ... FAILED\\nSKIPPED b: half of it\\ntest result: FAILED. 4 passed; 1 failed; 0 ignored\\n");
         report.tests("unit tests", command);
         assert_eq!(report.to_string(), "FAILED   unit tests: a::b\n4 passed, 1 failed, 0 skipped\n");
+
+        let mut report = Report { quiet: true, ..Report::default() };
+        let mut command = Command::new("printf");
+        command.arg("test a::b::c ... FAILED\\nSKIPPED b::c: half\\nSKIPPED d::c: none\\ntest result: FAILED. 4 passed; 1 failed; 0 ignored\\n");
+        report.tests("unit tests", command);
+        let text = report.to_string();
+        assert!(text.contains("d::c: none") && !text.contains("half"), "{text}");
     }
 
     #[test]

@@ -24,5 +24,5 @@ pub use reader::{CONTROLS, Control, Message, RawSample, Reader, TICK};
 pub use stats::{Snapshot, Stats};
 
 /// Batches between reader and finisher. A batch is at most one drain of the ring (see `reader`): with the one being
-/// made and the one being worked on, 16 MiB of samples with the deepest stacks.
+/// made and the one being worked on, 29 MiB of samples with the deepest stacks.
 pub const BATCHES: usize = 16;

@@ -24,7 +24,7 @@ use crate::unwind::{Quality, Unwinding};
 /// How long to wait when the ring is empty: what a request's record is late by, at most.
 const POLL: Duration = Duration::from_millis(10);
 /// Records handled in one go, which is a batch: the largest are samples of 8.8 KB, so a batch is at most 1.7 MB, and all
-/// batches in flight are at most 27 MiB (see `BATCHES`).
+/// batches in flight are at most 29 MiB (see `BATCHES`).
 const DRAIN: usize = 192;
 /// How often a reader that waits for the finisher says that it lives.
 const SEND_BEAT: Duration = Duration::from_secs(1);

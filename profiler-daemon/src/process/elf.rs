@@ -137,6 +137,12 @@ impl ElfFile {
         find_symbols(&reader, names).map_err(|e| reader.explain(e))
     }
 
+    /// From the first to the last byte of all functions whose names begin so, by the full table; `None`: there are none.
+    pub fn symbol_span(&self, prefix: &str) -> Result<Option<Range<u64>>, ElfError> {
+        let reader = Reader::new(&self.file, self.id.size);
+        find_span(&reader, prefix.as_bytes()).map_err(|e| reader.explain(e))
+    }
+
     /// The piece of code that the unwind tables describe as one (a function, or its cold part) around an address.
     ///
     /// Only the encodings that GNU and LLVM linkers write are understood: a sorted table of (start, description),
@@ -255,6 +261,26 @@ fn find_symbols(reader: &Reader<'_>, names: &[&str]) -> object::read::Result<Has
         }
     }
     Ok(found)
+}
+
+fn find_span(reader: &Reader<'_>, prefix: &[u8]) -> object::read::Result<Option<Range<u64>>> {
+    let header = FileHeader64::<LE>::parse(reader)?;
+    let sections = header.sections(header.endian()?, reader)?;
+    let table = sections.symbols(LE, reader, elf::SHT_SYMTAB)?;
+    if table.is_empty() {
+        return Ok(None);
+    }
+    let strings = sections.section(table.string_section())?.data(LE, reader)?;
+    let mut span: Option<Range<u64>> = None;
+    for symbol in table.iter().filter(|symbol| symbol.st_type() == elf::STT_FUNC) {
+        let name = strings.get(symbol.st_name(LE) as usize..);
+        if symbol.st_shndx(LE) != elf::SHN_UNDEF && name.is_some_and(|name| name.starts_with(prefix)) {
+            let start = symbol.st_value(LE);
+            let end = start.saturating_add(symbol.st_size(LE));
+            span = Some(span.map_or(start..end, |span| span.start.min(start)..span.end.max(end)));
+        }
+    }
+    Ok(span)
 }
 
 fn scan_table<'a, 'f>(

@@ -39,7 +39,12 @@ pub fn examine(pid: u32, maps: &Maps) -> Found {
         Ok(Some(found)) => {
             found.fill(&mut target);
             let version = Some(found.release.clone());
-            (Runtime { name: "python", version }, Feature::works("CPython's own frames"))
+            let detail = if found.interpreter_loop.found {
+                "CPython's own frames"
+            } else {
+                "CPython's own frames, all outside the native ones: this build's loop has no symbols"
+            };
+            (Runtime { name: "python", version }, Feature::works(detail))
         }
         Err((error, version)) => {
             settled = !matches!(error, PythonError::NotStarted | PythonError::Memory(_));

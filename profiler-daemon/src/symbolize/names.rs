@@ -6,7 +6,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use profiler_common::{FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, FRAME_PYTHON, RawFrame};
+use profiler_common::{
+    FRAME_LEFT_OUT, FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, FRAME_PYTHON, RawFrame,
+};
 use rustc_hash::FxHashMap;
 
 use super::generations::Generations;
@@ -17,6 +19,7 @@ use super::process::Process;
 use super::recent::Fault;
 use super::{Outcome, Reason};
 use crate::process::elf::ElfFile;
+use crate::process::python::TAIL_CALL_PREFIX;
 use crate::profile::{Frame, FrameKind};
 
 /// Kernel addresses remembered. A busy host shows some 3,000.
@@ -107,6 +110,9 @@ impl Names {
     pub(super) fn user(&mut self, process: &mut Process, raw: &RawFrame) -> Rc<Resolved> {
         let resolved = match raw.kind() {
             FRAME_PYTHON => Rc::new(self.python(process, raw)),
+            FRAME_LEFT_OUT => {
+                Rc::new(self.unresolved(FrameKind::Native, "[native frames left out]", "", Reason::LeftOut))
+            }
             _ => self.native_frame(process, raw),
         };
         let keep = match resolved.kind {
@@ -125,7 +131,7 @@ impl Names {
         match process.code(raw) {
             Ok(code) => {
                 let frame = Frame {
-                    name: code.qualname.clone(),
+                    name: code.name.clone(),
                     file: code.filename.clone(),
                     line: code.line(raw.lasti()),
                     first_line: code.first_line,
@@ -181,7 +187,9 @@ impl Names {
         }
         let resolved = match self.native.resolve(&module, vaddr, &mut self.interner) {
             Some(frames) => {
-                let is_loop = frames.iter().any(|f| f.name.starts_with(LOOP_PREFIX));
+                let is_loop = frames
+                    .iter()
+                    .any(|f| f.name.starts_with(LOOP_PREFIX) || f.name.starts_with(TAIL_CALL_PREFIX));
                 let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
                 Resolved { frames, kind }
             }
@@ -231,7 +239,7 @@ impl Names {
 pub(super) fn kind_of(raw: &RawFrame) -> FrameKind {
     match raw.kind() {
         FRAME_PYTHON => FrameKind::Python,
-        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER | FRAME_NATIVE_RETURN => FrameKind::Native,
+        FRAME_NATIVE_LEAF | FRAME_NATIVE_CALLER | FRAME_NATIVE_RETURN | FRAME_LEFT_OUT => FrameKind::Native,
         // Kinds of a later kernel side are looked up as native code, which at worst names nothing.
         _ => FrameKind::Native,
     }

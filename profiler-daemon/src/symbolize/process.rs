@@ -4,7 +4,6 @@
 //! a forked child begins with a copy of what its parent told, since its memory is a copy of its parent's.
 
 use std::hash::Hasher;
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::{Mapping, Maps};
 use crate::process::memory::{Memory, ProcessMemory};
 use crate::process::patience::{FILES, MEMORY, PATIENCE};
-use crate::process::python::{self, CodeLayout};
+use crate::process::python::{self, InterpreterLoop, Layout, PythonError};
 
 /// Code objects kept per process: Django with its dependencies runs some 5,000.
 const CODES_MAX: usize = 20_000;
@@ -44,11 +43,9 @@ const READING_SHARE: u32 = 1000;
 /// The process's Python.
 #[derive(Clone)]
 struct Interpreter {
-    layout: &'static CodeLayout,
+    layout: Layout,
     /// Where its loop is: if something else is mapped there, it is another program's.
-    code: Range<u64>,
-    /// The part of its loop that has no symbol.
-    cold: Option<Range<u64>>,
+    code: InterpreterLoop,
 }
 
 pub(super) struct Process {
@@ -231,7 +228,7 @@ impl Process {
                 false
             }
             // Another program, of which no record told.
-            Some(Some(interpreter)) => within(interpreter.code.start),
+            Some(Some(interpreter)) => within(interpreter.code.hot.start),
         };
         if replaced {
             self.interpreter = None;
@@ -275,7 +272,7 @@ impl Process {
             return Err(Reason::Gone);
         }
         let (memory, address, check) = (self.memory, raw.address, raw.check);
-        let read = move || Code::read(&memory, layout, address, check);
+        let read = move || Code::read(&memory, &layout, address, check);
         let code = Rc::new(PATIENCE.ask(self.key.pid, MEMORY, read)??);
         self.codes.insert(raw.address, code.clone());
         self.code_bytes += code.size();
@@ -302,8 +299,7 @@ impl Process {
 
     /// Whether an address without a symbol belongs to the interpreter's loop.
     pub(super) fn in_cold_loop(&mut self, address: u64) -> bool {
-        let cold = self.interpreter().ok().flatten().and_then(|interpreter| interpreter.cold.as_ref());
-        cold.is_some_and(|cold| cold.contains(&address))
+        self.interpreter().ok().flatten().is_some_and(|interpreter| interpreter.code.is_cold(address))
     }
 
     fn interpreter(&mut self) -> Result<Option<&Interpreter>, Reason> {
@@ -311,20 +307,20 @@ impl Process {
             if self.scanned.is_none() {
                 self.rescan();
             }
-            let (pid, maps) = (self.key.pid, Maps::clone(&self.maps));
-            let located = match PATIENCE.ask(pid, FILES, move || python::locate(pid, &maps)) {
-                Ok(Ok(located)) => located,
+            let (pid, maps, memory) = (self.key.pid, Maps::clone(&self.maps), self.memory);
+            let look = move || {
+                let Some(located) = python::locate(pid, &maps)? else { return Ok(None) };
+                let layout = located.layout(&memory)?;
+                Ok::<_, PythonError>(Some(Interpreter { layout, code: located.interpreter_loop }))
+            };
+            self.interpreter = Some(match PATIENCE.ask(pid, FILES, look) {
+                Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
                     tracing::debug!(pid, %error, "no interpreter");
                     None
                 }
                 Err(unanswered) => return Err(unanswered.into()),
-            };
-            self.interpreter = Some(located.and_then(|located| {
-                let layout = &python::layout(located.version)?.code;
-                let (code, cold) = (located.interpreter_loop, located.interpreter_cold);
-                Some(Interpreter { layout, code, cold })
-            }));
+            });
         }
         Ok(self.interpreter.as_ref().and_then(Option::as_ref))
     }

@@ -24,6 +24,8 @@ pub enum Reason {
     NoSymbol,
     /// A guessed return address has no call before it: the guess, and what was guessed from it, is dropped.
     NoCallSite,
+    /// More native frames than are kept beside Python frames.
+    LeftOut,
     /// Kernel addresses are hidden (`kptr_restrict`, no CAP_SYSLOG) or unknown.
     NoKernelSymbol,
     /// The interpreter is of a version that is not supported, or cannot be found.
@@ -62,6 +64,7 @@ impl Reason {
             Self::TooManyFiles => "too_many_files",
             Self::NoSymbol => "no_symbol",
             Self::NoCallSite => "no_call_site",
+            Self::LeftOut => "left_out",
             Self::NoKernelSymbol => "no_kernel_symbol",
             Self::NoInterpreter => "no_interpreter",
             Self::Reused => "reused",

@@ -2,12 +2,13 @@
 
 use super::names::Resolved;
 use super::*;
+use crate::interpreters::Interpreter;
 use crate::process::elf::ElfFile;
 use crate::process::identity;
 use crate::process::maps::Maps;
 use crate::process::memory::{Memory, ProcessMemory};
 use crate::process::python::detect;
-use crate::process::python::tests::{Python, interpreters, walk};
+use crate::process::python::tests::{Python, on_each_version, walk};
 use crate::skip::skip;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use profiler_common::FRAME_NATIVE_LEAF;
@@ -166,8 +167,7 @@ fn kernel_frames_come_last() {
     assert_eq!(count(&symbolizer, FrameKind::Kernel, Reason::NoKernelSymbol), 1);
 }
 
-const SCRIPT: &str = "
-import sys, threading
+const SCRIPT: &str = "import sys, threading
 def inner():
     print(threading.get_ident(), flush=True)
     print('ready', flush=True)
@@ -177,124 +177,137 @@ def outer():
 outer()
 ";
 
-#[test]
-fn python_stacks_outlive_their_process() {
-    for interpreter in interpreters("python_stacks_outlive_their_process") {
-        let mut python = Python::start(&interpreter, SCRIPT);
-        let key = identity::key(python.pid()).unwrap();
-        let target = detect(key.pid, &Maps::read(key.pid).unwrap()).unwrap().unwrap();
-        let memory = ProcessMemory::new(key.pid);
-        let mut user = walk(&target, &memory, python.output[0].parse().unwrap());
-        // Where the kernel side was told that the loop is.
-        user.insert(0, leaf(target.interpreter_loop.start + 4));
+fn python_stacks_outlive_their_process(interpreter: &Interpreter) -> Result<(), String> {
+    let mut python = Python::start(interpreter, SCRIPT);
+    let key = identity::key(python.pid()).unwrap();
+    let target = detect(key.pid, &Maps::read(key.pid).unwrap()).unwrap().unwrap();
+    let memory = ProcessMemory::new(key.pid);
+    let mut user = walk(&target, &memory, python.output[0].parse().unwrap());
+    // Where the kernel side was told that the loop is.
+    user.insert(0, leaf(target.interpreter_loop.hot.start + 4));
 
-        let mut symbolizer = Symbolizer::default();
-        let (stack, outcome) = resolve(&mut symbolizer, key, &user);
-        assert_eq!((names(&stack), outcome), (vec!["<module>", "outer", "inner"], Outcome::default()));
-        let lines: Vec<_> = stack.iter().map(|f| (f.line, f.first_line, &*f.file)).collect();
-        assert_eq!(lines, [(9, 1, "<string>"), (8, 7, "<string>"), (6, 3, "<string>")]);
-        // Alone, the loop is all there is to show.
-        let (stack_of_loop, _) = resolve(&mut symbolizer, key, &user[..1]);
-        assert!(stack_of_loop[0].name.starts_with("_PyEval_EvalFrameDefault"));
+    let mut symbolizer = Symbolizer::default();
+    let (stack, outcome) = resolve(&mut symbolizer, key, &user);
+    assert_eq!((names(&stack), outcome), (vec!["<module>", "outer", "inner"], Outcome::default()));
+    let lines: Vec<_> = stack.iter().map(|f| (f.line, f.first_line, &*f.file)).collect();
+    assert_eq!(lines, [(8, 1, "<string>"), (7, 6, "<string>"), (5, 2, "<string>")]);
+    // Alone, the loop is all there is to show.
+    let (stack_of_loop, _) = resolve(&mut symbolizer, key, &user[..1]);
+    assert!(stack_of_loop[0].name.starts_with("_PyEval_EvalFrameDefault"));
 
-        if let Some(cold) = target.interpreter_cold {
-            let (stack, outcome) = resolve(&mut symbolizer, key, &[leaf(cold.start + 4), user[1]]);
-            assert_eq!((names(&stack), outcome), (vec!["inner"], Outcome::default()));
-        }
-
-        // In whatever order stacks follow each other, each is what it would be alone. (`user` is the loop, then three
-        // Python frames.)
-        let [inside, inner, outer, module] = user[..] else { panic!("four frames: {user:?}") };
-        let start = RawFrame::new(FRAME_PYTHON, inner.address, 0, inner.check);
-        let (wild, unmapped) = (RawFrame::new(FRAME_PYTHON, 0x10, 0, 0), caller(0x10));
-        let stacks: [&[RawFrame]; 12] = [
-            &[inside, inner, outer, module],
-            &[start, outer, module],
-            &[inner, outer, module],
-            &[outer, module],
-            &[inner, unmapped, outer, module],
-            &[inner, outer, module, unmapped],
-            &[start, outer, module, unmapped],
-            &[wild, outer, module],
-            &[start, wild, module],
-            &[inside, unmapped, outer, module],
-            &[module],
-            &[],
-        ];
-        for first in stacks {
-            for second in stacks {
-                resolve(&mut symbolizer, key, first);
-                let (after, outcome) = resolve(&mut symbolizer, key, second);
-                let (alone, expected) = resolve(&mut Symbolizer::default(), key, second);
-                assert_eq!((names(&after), outcome), (names(&alone), expected), "{first:?} {second:?}");
-                let lines = |stack: &[Arc<Frame>]| stack.iter().map(|f| f.line).collect::<Vec<_>>();
-                assert_eq!(lines(&after), lines(&alone));
-            }
-        }
-
-        // Something else than what the kernel side saw.
-        let mut other = user[1];
-        other.check ^= 1;
-        let (reused, _) = resolve(&mut symbolizer, key, &[other]);
-        assert_eq!(*reused[0].name, *format!("<python code {:#x}: reused>", other.address));
-
-        let child = ProcessKey { pid: i32::MAX as u32, start_time: 0 };
-        symbolizer.forked(key, child);
-        // A parent that was never sampled is asked at the fork: its child needs no looking for an interpreter.
-        let mut fresh = Symbolizer::default();
-        fresh.forked(key, child);
-        python.finish();
-        let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
-        assert_eq!(names(&resolve(&mut fresh, child, &[unknown]).0), ["<python code 0x1234: gone>"]);
-        for key in [key, child] {
-            let (again, outcome) = resolve(&mut symbolizer, key, &user);
-            assert_eq!(outcome, Outcome::default());
-            assert!(stack.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
-            // Another instruction of a known code object.
-            let start = RawFrame::new(FRAME_PYTHON, user[1].address, 0, user[1].check);
-            assert_eq!(resolve(&mut symbolizer, key, &[start]).0[0].line, 3);
-            // An unknown one of a process that is gone.
-            let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
-            let (stack, outcome) = resolve(&mut symbolizer, key, &[unknown]);
-            assert_eq!((names(&stack), outcome.unresolved), (vec!["<python code 0x1234: gone>"], 1));
-        }
-        symbolizer.exited(key);
-        let (stack, _) = resolve(&mut symbolizer, key, &user[1..2]);
-        assert!(stack[0].name.starts_with("<python code"));
+    if let Some(cold) = target.interpreter_loop.cold {
+        let (stack, outcome) = resolve(&mut symbolizer, key, &[leaf(cold.start + 4), user[1]]);
+        assert_eq!((names(&stack), outcome), (vec!["inner"], Outcome::default()));
     }
+
+    // In whatever order stacks follow each other, each is what it would be alone. (`user` is the loop, then three
+    // Python frames.)
+    let [inside, inner, outer, module] = user[..] else { panic!("four frames: {user:?}") };
+    let start = RawFrame::new(FRAME_PYTHON, inner.address, 0, inner.check);
+    let (wild, unmapped) = (RawFrame::new(FRAME_PYTHON, 0x10, 0, 0), caller(0x10));
+    let stacks: [&[RawFrame]; 12] = [
+        &[inside, inner, outer, module],
+        &[start, outer, module],
+        &[inner, outer, module],
+        &[outer, module],
+        &[inner, unmapped, outer, module],
+        &[inner, outer, module, unmapped],
+        &[start, outer, module, unmapped],
+        &[wild, outer, module],
+        &[start, wild, module],
+        &[inside, unmapped, outer, module],
+        &[module],
+        &[],
+    ];
+    for first in stacks {
+        for second in stacks {
+            resolve(&mut symbolizer, key, first);
+            let (after, outcome) = resolve(&mut symbolizer, key, second);
+            let (alone, expected) = resolve(&mut Symbolizer::default(), key, second);
+            assert_eq!((names(&after), outcome), (names(&alone), expected), "{first:?} {second:?}");
+            let lines = |stack: &[Arc<Frame>]| stack.iter().map(|f| f.line).collect::<Vec<_>>();
+            assert_eq!(lines(&after), lines(&alone));
+        }
+    }
+
+    // Something else than what the kernel side saw.
+    let mut other = user[1];
+    other.check ^= 1;
+    let (reused, _) = resolve(&mut symbolizer, key, &[other]);
+    assert_eq!(*reused[0].name, *format!("<python code {:#x}: reused>", other.address));
+
+    let child = ProcessKey { pid: i32::MAX as u32, start_time: 0 };
+    symbolizer.forked(key, child);
+    // A parent that was never sampled is asked at the fork: its child needs no looking for an interpreter.
+    let mut fresh = Symbolizer::default();
+    fresh.forked(key, child);
+    python.finish();
+    let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
+    assert_eq!(names(&resolve(&mut fresh, child, &[unknown]).0), ["<python code 0x1234: gone>"]);
+    for key in [key, child] {
+        let (again, outcome) = resolve(&mut symbolizer, key, &user);
+        assert_eq!(outcome, Outcome::default());
+        assert!(stack.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
+        // Another instruction of a known code object.
+        let start = RawFrame::new(FRAME_PYTHON, user[1].address, 0, user[1].check);
+        let first = if target.version.minor < 11 { 3 } else { 2 };
+        assert_eq!(resolve(&mut symbolizer, key, &[start]).0[0].line, first);
+        // An unknown one of a process that is gone.
+        let unknown = RawFrame::new(FRAME_PYTHON, 0x1234, 0, 0);
+        let (stack, outcome) = resolve(&mut symbolizer, key, &[unknown]);
+        assert_eq!((names(&stack), outcome.unresolved), (vec!["<python code 0x1234: gone>"], 1));
+    }
+    symbolizer.exited(key);
+    let (stack, _) = resolve(&mut symbolizer, key, &user[1..2]);
+    assert!(stack[0].name.starts_with("<python code"));
+    Ok(())
+}
+on_each_version!(python_stacks_outlive_their_process);
+
+#[test]
+fn where_native_frames_were_left_out_a_frame_says_so() {
+    let mut symbolizer = Symbolizer::default();
+    let left_out = RawFrame::new(profiler_common::FRAME_LEFT_OUT, 0, 0, 0);
+    let function: fn(u64) -> u64 = called_function;
+    let inside = leaf(function as usize as u64);
+    let (stack, outcome) = resolve(&mut symbolizer, me(), &[inside, caller(0x10), left_out, python(0x1234)]);
+    assert_eq!(names(&stack)[..2], ["<python code 0x1234: no_interpreter>", "[native frames left out]"]);
+    assert_eq!((stack.len(), stack[1].kind), (3, FrameKind::Native));
+    assert_eq!(outcome, Outcome { unresolved: 2, cut: 1 });
+    assert_eq!(count(&symbolizer, FrameKind::Native, Reason::LeftOut), 1);
 }
 
 /// The record that says so may be lost.
-#[test]
-fn a_program_that_replaced_an_interpreter_is_not_asked_for_code_objects() {
-    const TEST: &str = "a_program_that_replaced_an_interpreter_is_not_asked_for_code_objects";
+fn a_program_that_replaced_an_interpreter_is_not_asked_for_code_objects(
+    interpreter: &Interpreter,
+) -> Result<(), String> {
     const REPLACED: &str = "
 import os, sys
 print('ready', flush=True)
 sys.stdin.readline()
 os.execv('/bin/cat', ['cat'])
 ";
-    for interpreter in interpreters(TEST) {
-        let mut process = Python::start(&interpreter, REPLACED);
-        let key = identity::key(process.pid()).unwrap();
-        let mut symbolizer = Symbolizer::default();
-        symbolizer.target(key);
-        let unknown = python(0x1234);
-        assert_eq!(names(&resolve(&mut symbolizer, key, &[unknown]).0), ["<python code 0x1234: fault>"]);
-        process.go_on();
-        let exe = std::path::PathBuf::from(format!("/proc/{}/exe", key.pid));
-        let before = std::fs::canonicalize(&interpreter).unwrap();
-        while std::fs::read_link(&exe).unwrap() == before {
-            std::thread::yield_now();
-        }
-        // Past the first instructions of the new program, so that its map is complete.
-        process.wait_until_blocked();
-        symbolizer.processes.get_mut(&key).unwrap().looked(std::time::Duration::from_secs(60));
-        let name = "<python code 0x1234: no_interpreter>";
-        assert_eq!(names(&resolve(&mut symbolizer, key, &[unknown]).0), [name]);
-        assert_eq!(names(&resolve(&mut Symbolizer::default(), key, &[unknown]).0), [name]);
+    let mut process = Python::start(interpreter, REPLACED);
+    let key = identity::key(process.pid()).unwrap();
+    let mut symbolizer = Symbolizer::default();
+    symbolizer.target(key);
+    let unknown = python(0x1234);
+    assert_eq!(names(&resolve(&mut symbolizer, key, &[unknown]).0), ["<python code 0x1234: fault>"]);
+    let exe = std::path::PathBuf::from(format!("/proc/{}/exe", key.pid));
+    let before = std::fs::read_link(&exe).unwrap();
+    process.go_on();
+    while std::fs::read_link(&exe).unwrap() == before {
+        std::thread::yield_now();
     }
+    // Past the first instructions of the new program, so that its map is complete.
+    process.wait_until_blocked();
+    symbolizer.processes.get_mut(&key).unwrap().looked(std::time::Duration::from_secs(60));
+    let name = "<python code 0x1234: no_interpreter>";
+    assert_eq!(names(&resolve(&mut symbolizer, key, &[unknown]).0), [name]);
+    assert_eq!(names(&resolve(&mut Symbolizer::default(), key, &[unknown]).0), [name]);
+    Ok(())
 }
+on_each_version!(a_program_that_replaced_an_interpreter_is_not_asked_for_code_objects);
 
 #[test]
 fn a_pid_that_was_reused_is_not_asked() {

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+/// For a tree of the greatest depth there is, in a build without optimisation.
+const STACK: usize = 64 << 20;
+
 /// What a request and its answer were, as the client saw it.
 #[derive(Clone, Debug)]
 pub struct Exchange {
@@ -46,11 +49,16 @@ impl Exchange {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        let mut reader = serde_json::Deserializer::from_slice(&self.body);
-        // Call trees are nested as deep as stacks.
-        reader.disable_recursion_limit();
-        let value =
-            serde_json::Value::deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+        // Call trees are nested as deep as stacks, and are read with recursion.
+        let parse = || {
+            let mut reader = serde_json::Deserializer::from_slice(&self.body);
+            reader.disable_recursion_limit();
+            serde_json::Value::deserialize(&mut reader).and_then(|value| reader.end().map(|()| value))
+        };
+        let value = std::thread::scope(|scope| {
+            let roomy = std::thread::Builder::new().stack_size(STACK);
+            roomy.spawn_scoped(scope, parse).expect("a thread").join().expect("no panic")
+        });
         value.unwrap_or_else(|e| panic!("{}: {e}: {}", self.target, self.text()))
     }
 }

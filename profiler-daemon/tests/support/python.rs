@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The version of CPython whose frames are known.
+/// The version that serves it here; `tests/versions.rs` looks at all of them.
 const VERSION: &str = "3.11";
 
 /// Where the application is.

@@ -359,7 +359,7 @@ const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets
     code_firstline: 0,
     code_bytecode: 0,
     entry_mode: 0,
-    entry_value: 0,
+    lasti_unit: 0,
 };
 
 #[inline(always)]

@@ -13,8 +13,8 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_common::{
-    FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, KERNEL_FRAMES_MAX, Kind, RawFrame, Sample,
-    Stat, Target, USER_FRAMES_MAX, flags, target_flags,
+    FRAME_LEFT_OUT, FRAME_NATIVE_CALLER, FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN, KERNEL_FRAMES_MAX, Kind,
+    NATIVE_FRAMES_MAX, RawFrame, Sample, Stat, Target, USER_FRAMES_MAX, flags, target_flags,
     unwind::{Space, end},
 };
 use profiler_ebpf::{
@@ -32,7 +32,8 @@ use super::{
 
 /// Frames walked by one program of the chain: small enough for the oldest verifier.
 const FRAMES_PER_STEP: usize = 20;
-/// Programs of the chain, which the kernel limits to 32 or 33 with the first and the last: enough for all frames.
+/// Programs of the chain, which the kernel limits to 32 or 33 with the first and the last: enough for all frames, also
+/// where some are not shown.
 const STEPS_MAX: u32 = 28;
 const _: () = assert!(FRAMES_PER_STEP * STEPS_MAX as usize > USER_FRAMES_MAX + USER_FRAMES_MAX / 16);
 /// Of a thread's stack in the kernel (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h); its end holds the registers
@@ -63,8 +64,9 @@ pub struct Walk {
     python: u64,
     mode: u32,
     count: u32,
+    /// Native frames among them.
+    natives: u32,
     steps: u32,
-    reserved: u32,
 }
 
 const RECORD_MAX: u64 =
@@ -109,6 +111,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.steps = 0;
     walk.sample.end = end::NO_REGISTERS;
     walk.native.unknown = 0;
+    walk.natives = 0;
     walk.python = 0;
     walk.scratch.forget();
     // SAFETY: the context of a perf-event program is bpf_perf_event_data.
@@ -193,6 +196,11 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
         step(walk);
     }
     walk.steps += 1;
+    if walk.steps > STEPS_MAX && walk.mode != DONE {
+        walk.sample.header.flags |= flags::TRUNCATED;
+        walk.sample.end = end::TRUNCATED;
+        walk.mode = DONE;
+    }
     let next = if walk.mode == DONE { STEP_FINISH } else { STEP_WALK };
     // SAFETY: the array holds perf-event programs.
     unsafe { SAMPLE_STEPS.tail_call(ctx, next) };
@@ -204,8 +212,7 @@ pub fn walk(ctx: &PerfEventContext) -> u32 {
 #[inline(always)]
 fn push(walk: &mut Walk, frame: RawFrame) {
     let at = walk.count as usize;
-    // Few enough steps for the chain of tail calls to reach its end.
-    if at >= USER_FRAMES_MAX || walk.steps > STEPS_MAX {
+    if at >= USER_FRAMES_MAX {
         walk.sample.header.flags |= flags::TRUNCATED;
         walk.sample.end = end::TRUNCATED;
         walk.mode = DONE;
@@ -223,9 +230,15 @@ fn step(walk: &mut Walk) {
         let hot = pc >= target.loop_start && pc < target.loop_end;
         let cold = pc >= target.cold_start && pc < target.cold_end;
         let in_loop = walk.python != 0 && (hot || cold);
-        if in_loop {
-            walk.mode = PYTHON_SEGMENT;
-        } else {
+        if !in_loop {
+            // What people wrote goes before what runs it.
+            if walk.natives >= NATIVE_FRAMES_MAX && walk.python != 0 {
+                walk.mode = PYTHON_REST;
+                walk.sample.end = end::TRUNCATED;
+                push(walk, RawFrame::new(FRAME_LEFT_OUT, 0, 0, 0));
+                return;
+            }
+            walk.natives += 1;
             let kind = if walk.native.exact != 0 {
                 FRAME_NATIVE_LEAF
             } else if walk.native.guessed != 0 {
@@ -237,10 +250,11 @@ fn step(walk: &mut Walk) {
             if walk.mode != DONE {
                 native_caller(walk);
             }
+            return;
         }
-    } else {
-        python_frame(walk);
+        walk.mode = PYTHON_SEGMENT;
     }
+    python_frame(walk);
 }
 
 /// Moves to the caller, or ends the native chain.
@@ -268,7 +282,9 @@ fn python_frame(walk: &mut Walk) {
     match python::step(&Current, &walk.target.python, address, &mut walk.scratch) {
         Ok(step) => {
             walk.python = step.previous;
-            push(walk, step.frame);
+            if !step.shim {
+                push(walk, step.frame);
+            }
             if step.entry && walk.mode == PYTHON_SEGMENT {
                 native_caller(walk);
             }
@@ -290,6 +306,7 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
     // SAFETY: this CPU's scratch, and the sampler does not interrupt itself; the masked count keeps every offset
     // inside `Walk`.
     unsafe {
+        // The mask is for the verifier: a full stack has as many.
         let users = u64::from((*walk).count) & (USER_FRAMES_MAX as u64 * 2 - 1);
         if users > USER_FRAMES_MAX as u64 {
             return 0;

@@ -7,6 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::probe::{self, Errno};
+use crate::process::maps::{Mapping, Maps};
+use crate::process::patience::{FILES, PATIENCE};
+use crate::process::python;
 
 /// Everything the doctor judges.
 #[derive(Clone, Debug)]
@@ -63,8 +66,8 @@ pub(super) struct Image {
     pub exe: String,
     /// The C library's path, through whose functions requests are seen.
     pub libc: Option<String>,
-    /// `3.11`, from the name of the executable or of libpython.
-    pub python: Option<String>,
+    /// The interpreter's version, or why its frames cannot be read; `None` = no interpreter.
+    pub python: Option<Result<String, String>>,
 }
 
 impl Facts {
@@ -129,28 +132,21 @@ fn image(pid: u32) -> Result<Image, String> {
         io::ErrorKind::NotFound => "no such process".to_owned(),
         _ => e.to_string(),
     })?;
-    let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|e| e.to_string())?;
-    Ok(from_maps(exe.to_string_lossy().into_owned(), &String::from_utf8_lossy(&maps)))
+    let maps = Maps::read(pid).map_err(|e| e.to_string())?;
+    Ok(Image { exe: exe.to_string_lossy().into_owned(), libc: libc(&maps), python: interpreter(pid, maps) })
 }
 
-fn from_maps(exe: String, maps: &str) -> Image {
-    let files = || maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
-    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
-    let is_libc = |path: &&str| {
-        let name = name(path);
-        name == "libc.so.6" || name.starts_with("libc-2.") || name.starts_with("ld-musl-")
-    };
-    let version = |name: &str| {
-        let version = name.strip_prefix("libpython").or_else(|| name.strip_prefix("python"))?;
-        let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
-        let version = version[..end].trim_end_matches('.');
-        let version = version.strip_suffix(".so").unwrap_or(version);
-        version.starts_with("3.").then(|| version.split('.').take(2).collect::<Vec<_>>().join("."))
-    };
-    Image {
-        libc: files().find(is_libc).map(str::to_owned),
-        python: version(&name(&exe)).or_else(|| files().find_map(|path| version(&name(path)))),
-        exe,
+fn libc(maps: &Maps) -> Option<String> {
+    let is_libc = |mapping: &&Mapping| mapping.is_glibc() || mapping.file_name().starts_with("ld-musl-");
+    maps.iter().find(is_libc).map(|mapping| mapping.path.to_string_lossy().into_owned())
+}
+
+/// Looks as the daemon will.
+fn interpreter(pid: u32, maps: Maps) -> Option<Result<String, String>> {
+    match PATIENCE.ask(pid, FILES, move || python::detect(pid, &maps)) {
+        Ok(Ok(found)) => found.map(|python| Ok(python.release)),
+        Ok(Err(error)) => Some(Err(error.to_string())),
+        Err(unanswered) => Some(Err(unanswered.to_string())),
     }
 }
 
@@ -167,24 +163,22 @@ mod tests {
     }
 
     #[test]
-    fn mappings_show_the_libc_and_the_python() {
-        let maps = "5555-5556 r-xp 00000000 fe:01 12 /usr/bin/python3.11\n\
-                    7f00-7f01 r--p 00000000 fe:01 13 /usr/lib/x86_64-linux-gnu/libc.so.6\n\
-                    7f02-7f03 rw-p 00000000 00:00 0 \n";
-        let image = from_maps("/usr/bin/python3.11".into(), maps);
-        assert_eq!(image.libc.as_deref(), Some("/usr/lib/x86_64-linux-gnu/libc.so.6"));
-        assert_eq!(image.python.as_deref(), Some("3.11"));
-        let shared = "7f00-7f01 r-xp 00000000 fe:01 13 /opt/lib/libpython3.12.so.1.0\n";
-        assert_eq!(from_maps("/opt/bin/uwsgi".into(), shared).python.as_deref(), Some("3.12"));
-        let none =
-            from_maps("/usr/sbin/static".into(), "5555-5556 r-xp 00000000 fe:01 12 /usr/sbin/static\n");
-        assert_eq!((none.libc, none.python), (None, None));
+    fn mappings_show_the_libc() {
+        let found = |maps: &[u8]| libc(&Maps::parse(maps));
+        let python = b"5555-5556 r-xp 00000000 fe:01 12 /usr/bin/python3.11\n\
+                       7f00-7f01 r--p 00000000 fe:01 13 /usr/lib/x86_64-linux-gnu/libc.so.6\n\
+                       7f02-7f03 rw-p 00000000 00:00 0 \n";
+        assert_eq!(found(python).as_deref(), Some("/usr/lib/x86_64-linux-gnu/libc.so.6"));
+        let musl = b"7f00-7f01 r-xp 00000000 fe:01 13 /lib/ld-musl-x86_64.so.1\n";
+        assert_eq!(found(musl).as_deref(), Some("/lib/ld-musl-x86_64.so.1"));
+        assert_eq!(found(b"5555-5556 r-xp 00000000 fe:01 12 /usr/sbin/static\n"), None);
     }
 
     #[test]
     fn a_process_that_is_gone_is_said_to_be() {
         // Above the kernel's largest pid.
         assert_eq!(image(4_194_305).expect_err("no such pid"), "no such process");
-        assert!(image(std::process::id()).expect("ourselves").libc.is_some());
+        let own = image(std::process::id()).expect("ourselves");
+        assert!(own.libc.is_some() && own.python.is_none());
     }
 }

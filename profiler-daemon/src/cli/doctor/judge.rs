@@ -269,13 +269,13 @@ fn target(target: &TargetFacts) -> Check {
             format!("{} does not use a C library; its requests cannot be seen", safe(exe)),
             "none yet: statically linked programs are not supported",
         ),
-        Ok(Image { exe, python: Some(version), .. }) if version == "3.11" => {
-            ok("", format!("{}: requests, native and Python {version} frames", safe(exe)))
+        Ok(Image { exe, python: Some(Ok(version)), .. }) => {
+            ok("", format!("{}: requests, native and Python {} frames", safe(exe), safe(version)))
         }
-        Ok(Image { exe, python: Some(version), .. }) => warn(
+        Ok(Image { exe, python: Some(Err(reason)), .. }) => warn(
             "",
-            format!("{}: requests and native frames; no frames of Python {}", safe(exe), safe(version)),
-            "use Python 3.11 for Python frames",
+            format!("{}: requests and native frames, no Python frames: {}", safe(exe), safe(reason)),
+            "use CPython 3.8 to 3.14 with the GIL, and look again once it has started",
         ),
         Ok(Image { exe, python: None, .. }) => ok("", format!("{}: requests and native frames", safe(exe))),
     };

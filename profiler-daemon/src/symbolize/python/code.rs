@@ -10,17 +10,20 @@ use profiler_common::code_check;
 
 use super::linetable::line_at;
 use crate::process::memory::{Memory, ReadError};
-use crate::process::python::CodeLayout;
+use crate::process::python::Layout;
+use crate::process::python::layout::{CodeLayout, LineFormat};
 use crate::symbolize::text::clean;
 
 /// What does not change during a code object's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Code {
     pub check: u32,
-    pub qualname: Arc<str>,
+    /// `co_qualname` where the version has it, else `co_name`.
+    pub name: Arc<str>,
     pub filename: Arc<str>,
     pub first_line: u32,
-    linetable: Box<[u8]>,
+    line_format: LineFormat,
+    lines: Box<[u8]>,
 }
 
 /// Why a code object could not be read.
@@ -39,42 +42,44 @@ pub enum CodeError {
 const TEXT_MAX: usize = 1024;
 /// The longest line tables of generated code are some tens of KiB.
 const LINETABLE_MAX: usize = 256 * 1024;
+/// Bytes of a code object that hold every field above, in all versions.
+const HEAD_MAX: usize = 256;
 /// From here on an offset is a negative number in 28 bits.
 const NEGATIVE: u32 = 1 << 27;
 
 impl Code {
     /// Reads the code object at `address` if its checksum is `check`.
-    pub fn read(
-        memory: &impl Memory,
-        layout: &CodeLayout,
-        address: u64,
-        check: u32,
-    ) -> Result<Self, CodeError> {
+    pub fn read(memory: &impl Memory, layout: &Layout, address: u64, check: u32) -> Result<Self, CodeError> {
         let head = Head::read(memory, layout, address)?;
         if head.check() != check {
             return Err(CodeError::Reused);
         }
-        let qualname = read_text(memory, layout, head.qualname)?;
-        let filename = read_text(memory, layout, head.filename)?;
-        let linetable = read_bytes(memory, layout, head.linetable)?;
+        let name = read_text(memory, &layout.code, head.name)?;
+        let filename = read_text(memory, &layout.code, head.filename)?;
+        let lines = read_bytes(memory, &layout.code, head.lines)?;
         if Head::read(memory, layout, address)? != head {
             return Err(CodeError::Reused);
         }
-        Ok(Self { check, qualname, filename, first_line: head.first_line, linetable })
+        let line_format = layout.code.line_format;
+        Ok(Self { check, name, filename, first_line: head.first_line, line_format, lines })
     }
 
-    /// The line being executed, from the byte offset of the frame's instruction pointer (`prev_instr` in 3.11).
+    /// The line being executed, from the byte offset of the frame's instruction.
     ///
-    /// That pointer is the instruction being executed, or the last cache entry of one that is in a call; both are
-    /// covered by the instruction's own entry in the table. Before a frame's first instruction it points one code
-    /// unit before the byte code.
+    /// That is the instruction being executed, or (up to 3.12) the last cache entry of one that is in a call; both are
+    /// covered by the instruction's own entry in the table. Before a frame's first instruction it lies one code unit
+    /// before the byte code.
     pub fn line(&self, lasti: u32) -> u32 {
-        if lasti >= NEGATIVE { self.first_line } else { line_at(&self.linetable, self.first_line, lasti) }
+        if lasti >= NEGATIVE {
+            self.first_line
+        } else {
+            line_at(self.line_format, &self.lines, self.first_line, lasti)
+        }
     }
 
     /// Bytes it occupies, about.
     pub fn size(&self) -> usize {
-        size_of::<Self>() + self.linetable.len() + self.qualname.len() + self.filename.len()
+        size_of::<Self>() + self.lines.len() + self.name.len() + self.filename.len()
     }
 }
 
@@ -86,25 +91,27 @@ struct Head {
     flags: u32,
     first_line: u32,
     filename: u64,
-    qualname: u64,
-    linetable: u64,
+    name: u64,
+    lines: u64,
 }
 
 impl Head {
-    fn read(memory: &impl Memory, layout: &CodeLayout, address: u64) -> Result<Self, CodeError> {
-        let mut bytes = [0; 256];
-        let bytes = bytes.get_mut(..layout.size.into()).ok_or(CodeError::Damaged)?;
+    fn read(memory: &impl Memory, layout: &Layout, address: u64) -> Result<Self, CodeError> {
+        let Layout { walk, code, .. } = layout;
+        let mut bytes = [0; HEAD_MAX];
+        let last = code.filename.max(code.name).max(code.lines);
+        let bytes = bytes.get_mut(..usize::from(last) + 8).ok_or(CodeError::Damaged)?;
         memory.read(address, bytes)?;
         let int = |at: u16| field::<4>(bytes, at.into()).map(u32::from_le_bytes);
         let pointer = |at: u16| field::<8>(bytes, at.into()).map(u64::from_le_bytes);
         Ok(Self {
-            argcount: int(layout.argcount)?,
-            kwonly: int(layout.kwonly)?,
-            flags: int(layout.flags)?,
-            first_line: int(layout.firstline)?,
-            filename: pointer(layout.filename)?,
-            qualname: pointer(layout.qualname)?,
-            linetable: pointer(layout.linetable)?,
+            argcount: int(walk.code_argcount)?,
+            kwonly: int(walk.code_kwonly)?,
+            flags: int(walk.code_flags)?,
+            first_line: int(walk.code_firstline)?,
+            filename: pointer(code.filename)?,
+            name: pointer(code.name)?,
+            lines: pointer(code.lines)?,
         })
     }
 

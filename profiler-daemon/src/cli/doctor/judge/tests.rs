@@ -129,13 +129,14 @@ fn the_store_is_looked_at() {
 
 #[test]
 fn targets_are_judged_by_what_they_are() {
-    let image = |libc: Option<&str>, python: Option<&str>| {
-        Ok(Image { exe: "/x".into(), libc: libc.map(Into::into), python: python.map(Into::into) })
+    let image = |libc: Option<&str>, python: Option<Result<&str, &str>>| {
+        let python = python.map(|found| found.map(Into::into).map_err(Into::into));
+        Ok(Image { exe: "/x".into(), libc: libc.map(Into::into), python })
     };
     let level = |image| target(&TargetFacts { pid: 17, image }).level;
-    assert_eq!(level(image(Some("/libc.so.6"), Some("3.11"))), Level::Ok);
+    assert_eq!(level(image(Some("/libc.so.6"), Some(Ok("3.11.7")))), Level::Ok);
     assert_eq!(level(image(Some("/libc.so.6"), None)), Level::Ok);
-    assert_eq!(level(image(Some("/libc.so.6"), Some("3.9"))), Level::Warn);
+    assert_eq!(level(image(Some("/libc.so.6"), Some(Err("Python 3.15 is not supported")))), Level::Warn);
     assert_eq!(level(image(None, None)), Level::Warn);
     assert_eq!(level(Err("no such process".into())), Level::Fail);
     let hostile =
