@@ -315,6 +315,7 @@ impl Gauges {
         m.set_unwind_errors("python", "fault", total(&kernel, Stat::PythonFault));
         m.set_unwind_errors("python", "no_state", total(&kernel, Stat::PythonNoState));
         m.set_unwind_errors("user", "truncated", total(&kernel, Stat::StackTruncated));
+        m.set_unwind_errors("user", "too_deep", stats.stacks_cut);
         let all = self.quality.all();
         for (reason, n) in REASONS.iter().zip(all.ends).skip(1) {
             m.set_stacks(reason, n);

@@ -20,7 +20,7 @@ use crate::correlate::{Finished, RequestKey};
 use crate::health::Pulse;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::{Decision, Targets};
-use crate::profile::{Builder, Frame, FrameKind, Profile};
+use crate::profile::{Builder, Frame, FrameKind, MAX_DEPTH, Profile};
 use crate::record::{Attribution, Boundary, RequestRecord, TOO_SHORT};
 use crate::serve::Metrics;
 use crate::store::{self, Entry};
@@ -99,6 +99,8 @@ pub struct Finisher {
     /// A stack without what is not to be shown, or with what stands for its missing part; here to keep its allocation.
     shown: Vec<Arc<Frame>>,
     gaps: Gaps,
+    /// Stacks without their outermost frames because they were deeper than a tree.
+    cut: u64,
     finished: u64,
     filtered: u64,
 }
@@ -126,6 +128,7 @@ impl Finisher {
             settings,
             shown: Vec::new(),
             gaps: Gaps::default(),
+            cut: 0,
             finished: 0,
             filtered: 0,
         }
@@ -192,6 +195,7 @@ impl Finisher {
             s.undecided = self.undecided.dropped();
             s.samples_without_room = self.collecting.without_room;
             s.samples_folded = self.collecting.folded;
+            s.stacks_cut = self.cut;
             s.symbol_bytes = bytes;
         });
     }
@@ -261,13 +265,19 @@ impl Finisher {
         }
         let key = self.key(sample.pid);
         let (mut stack, _) = self.symbolizer.resolve(key, &sample.kernel, &sample.user);
-        let gap = self.gaps.of(sample);
+        let mut gap = self.gaps.of(sample);
         let python_only = !self.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python);
+        let shown = |frame: &&Arc<Frame>| !python_only || frame.kind == FrameKind::Python;
+        // Inlined functions make it deeper than the walk was; the tree would leave out the innermost.
+        let outer = stack.iter().filter(shown).count().saturating_sub(MAX_DEPTH - 1);
+        if outer > 0 {
+            self.cut += 1;
+            gap = gap.or(Some(self.gaps.deep(sample)));
+        }
         if python_only || gap.is_some() {
             self.shown.clear();
             self.shown.extend(gap.cloned());
-            let shown = |frame: &&Arc<Frame>| !python_only || frame.kind == FrameKind::Python;
-            self.shown.extend(stack.iter().filter(shown).cloned());
+            self.shown.extend(stack.iter().filter(shown).skip(outer).cloned());
             stack = &self.shown;
         }
         self.collecting.grow(sample.key, stack, sample.weight, elsewhere);
@@ -414,13 +424,17 @@ impl Gaps {
     /// Of the kind of what is missing, so that views show it that leave other kinds out.
     fn of(&self, sample: &RawSample) -> Option<&Arc<Frame>> {
         if sample.flags & flags::TRUNCATED != 0 {
-            let python = sample.user.iter().any(|raw| raw.kind() == FRAME_PYTHON);
-            Some(if python { &self.deep_python } else { &self.deep_native })
+            Some(self.deep(sample))
         } else if sample.flags & flags::PYTHON_FAULT != 0 {
             Some(&self.unreadable)
         } else {
             None
         }
+    }
+
+    fn deep(&self, sample: &RawSample) -> &Arc<Frame> {
+        let python = sample.user.iter().any(|raw| raw.kind() == FRAME_PYTHON);
+        if python { &self.deep_python } else { &self.deep_native }
     }
 }
 

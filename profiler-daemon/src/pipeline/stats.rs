@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub samples_without_room: u64,
     /// Samples counted without their stacks, because the profiles being collected were too large together.
     pub samples_folded: u64,
+    /// Stacks deeper than a tree, shown without their outermost frames.
+    pub stacks_cut: u64,
     /// Requests not written to a file because the writer was behind.
     pub files_dropped: u64,
     /// Requests not written to a file because writing failed.

@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn an_endless_chain_of_nodes_is_refused() {
         let mut bytes = vec![1, 0, 0, 0, 1, 1, b'f', 1, 0, 0, 0, 0, 0, 0];
-        put(&mut bytes, 1_000);
-        for _ in 0..1_000 {
+        put(&mut bytes, MAX_DEPTH as u64 + 10);
+        for _ in 0..MAX_DEPTH + 10 {
             bytes.extend([1, 1, 0, 0, 0, 0]);
         }
         let error = Profile::decode(&bytes).expect_err("too deep");

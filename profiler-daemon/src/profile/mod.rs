@@ -13,4 +13,5 @@ mod tree;
 pub use build::{Builder, Merger};
 pub use codec::DecodeError;
 pub use frame::{Frame, FrameKind};
+pub(crate) use tree::MAX_DEPTH;
 pub use tree::{Cost, Function, LineCost, LineTotals, NodeRef, Profile, TRUNCATED, UNSAMPLED, Walk};

@@ -19,9 +19,9 @@ use super::format::View;
 pub(super) const MAX_NODES: usize = 20_000;
 /// Of these, nodes kept free for `[truncated]`, so that folding can still say where it happened.
 pub(super) const TRUNCATED_RESERVE: usize = 1_000;
-/// Most frames from the root to a leaf. The kernel side delivers fewer (512 of the process, 64 of the kernel and what says
-/// that more are missing); it bounds the nesting of the JSON tree, which readers commonly parse with recursion.
-pub(super) const MAX_DEPTH: usize = 640;
+/// Most frames from the root to a leaf: what the kernel side delivers, with as many that compilers inlined. It bounds the
+/// nesting of the JSON tree, which readers commonly parse with recursion.
+pub(crate) const MAX_DEPTH: usize = 1_024;
 /// Most (node, line) entries in a profile, 24 bytes each; further lines count as unknown.
 pub(super) const MAX_LINES: usize = 100_000;
 /// Longest name or file, bytes. C++ symbols reach several kilobytes, of which nobody reads the end.

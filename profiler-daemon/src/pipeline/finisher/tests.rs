@@ -159,6 +159,15 @@ fn a_stack_without_its_outermost_frames_says_so() {
     let cut = take(flags::PYTHON_FAULT, &[native, unknown], true);
     assert_eq!(cut, with(&unread, FrameKind::Python, &whole));
     assert_eq!(take(flags::PYTHON_NO_STATE, &[native, unknown], true), whole);
+    // The kernel side delivers fewer, but what the compiler inlined comes on top.
+    let many = [vec![native], vec![unknown; MAX_DEPTH + 10]].concat();
+    let cut = take(0, &many, true);
+    assert_eq!((cut.len(), &cut[0].0), (MAX_DEPTH, &deep));
+    assert_eq!(cut.last(), whole.last(), "the innermost is there");
+    let cut = take(0, &many[..MAX_DEPTH], false);
+    assert_eq!((cut.len(), &cut[0].0), (MAX_DEPTH - 1, &whole[0].0), "all of Python fits");
+    finisher.publish();
+    assert_eq!(finisher.stats.snapshot().stacks_cut, 1);
 }
 
 #[test]
