@@ -72,7 +72,7 @@ pub fn target_for(target: &str, seconds: u64, each: &mut dyn FnMut(&str)) -> Res
     let mut fuzz = Command::new(program(target));
     fuzz.arg(format!("-max_total_time={seconds}"))
         // Slower than a thousand inputs together: work that is not bounded. Memory likewise.
-        .args(["-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"])
+        .args(["-timeout=20", "-rss_limit_mb=2048", "-verbosity=0", "-print_final_stats=1"])
         .arg(format!("-artifact_prefix={}/", folder().join("artifacts").join(target).display()))
         .args([&found, &corpus]);
     fs::create_dir_all(folder().join("artifacts").join(target))?;

@@ -144,6 +144,13 @@ fn oracle(python: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Stacks are compared with its.
+fn py_spy() -> Result<PathBuf> {
+    let install = Install::prepare()?;
+    install.add_packages("requirements-bench.txt")?;
+    Ok(install.program("py-spy"))
+}
+
 /// The tests that run the real program and real readers of what it writes; as root, those too that load the BPF object
 /// into the running kernel and profile real servers.
 fn integration_tests(report: &mut Report, filter: Option<&str>) {
@@ -154,6 +161,10 @@ fn integration_tests(report: &mut Report, filter: Option<&str>) {
         Ok(tools) => drop(command.env("REQPROF_TOOLS_DIR", tools)),
         // The tests that need them say so, one by one.
         Err(error) => println!("no tools from npm: {error:#}"),
+    }
+    match announced("py-spy from PyPI", py_spy) {
+        Ok(program) => drop(command.env("REQPROF_PY_SPY", program)),
+        Err(error) => println!("no py-spy: {error:#}"),
     }
     if sh::is_root() {
         command.env("REQPROF_E2E", "1");

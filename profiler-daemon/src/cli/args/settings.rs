@@ -39,6 +39,9 @@ pub struct SettingArgs {
     /// CPU samples per second and CPU, 1 to 9999 [default: 99]
     #[arg(short = 'F', long, visible_alias = "rate", value_name = "HZ")]
     pub freq: Option<Freq>,
+    /// Show native and kernel frames in stacks that have Python frames [default: yes]
+    #[arg(long, value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+    pub native: Option<bool>,
     /// Serve HTTP here [default: 127.0.0.1:9977]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -96,7 +99,7 @@ impl SettingArgs {
             route: given(&self.route),
             route_patterns: None,
             freq: self.freq.clone(),
-            native_frames: None,
+            native_frames: self.native,
             ring_size: None,
             listen: self.listen,
             allow_remote: self.allow_remote.then_some(true),
@@ -181,7 +184,8 @@ mod tests {
     fn flags_become_settings() {
         let config = daemon(
             "reqprof daemon -p 17 --pid 18 --comm nginx --port 80 --route /a/* --rate 49 --listen [::1]:1 \
-             --store /s --store-max-size 1GiB --store-max-age 1d --prof-path /p --prof-file {id} --min-duration 5ms",
+             --store /s --store-max-size 1GiB --store-max-age 1d --prof-path /p --prof-file {id} --min-duration 5ms \
+             --native=no",
         );
         let Selection::Only(selectors) = &config.selection else { panic!("{config:?}") };
         assert_eq!(
@@ -190,6 +194,7 @@ mod tests {
         );
         assert!(selectors.comm.matches("nginx") && config.routes.matches("/a/b"));
         assert_eq!((config.freq, config.listen.to_string().as_str()), (49, "[::1]:1"));
+        assert!(!config.native_frames && daemon("reqprof daemon --native yes").native_frames);
         assert_eq!((config.store.dir.to_str(), config.store.max_size), (Some("/s"), 1 << 30));
         assert_eq!(config.store.max_age, Duration::from_secs(86_400));
         assert_eq!(config.prof_path.as_deref(), Some(std::path::Path::new("/p")));
