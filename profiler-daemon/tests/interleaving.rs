@@ -102,7 +102,7 @@ fn is_within(inner: &[&str], outer: &[&str]) -> bool {
         let is = |found: &&str| {
             found == name || found.strip_prefix(*name).is_some_and(|rest| rest.starts_with('.'))
         };
-        match outer[at..].iter().position(|found| is(found)) {
+        match outer[at..].iter().position(is) {
             Some(place) => {
                 at += place + 1;
                 true

@@ -77,13 +77,11 @@ fn chain(route: &str, outermost: &[&str]) -> Vec<String> {
 
 /// Whether these functions are in the stack in this order. Others may be in between: the C library's, and the compiler's
 /// parts of one (`qsort_r`, `level_4.cold`), which is why names are compared by how they begin; the C library's with debug
-/// symbols is `__GI___qsort_r`.
+/// symbols is `__qsort_r`.
 fn is_whole(stack: &[&str], chain: &[String]) -> bool {
     let mut at = 0;
     for name in chain {
-        match stack[at..].iter().position(|found| {
-            found.trim_start_matches("__GI_").trim_start_matches('_').starts_with(name.as_str())
-        }) {
+        match stack[at..].iter().position(|found| found.trim_start_matches('_').starts_with(name.as_str())) {
             Some(place) => at += place + 1,
             None => return false,
         }

@@ -118,6 +118,8 @@ pub struct DoctorArgs {
     /// The directory the daemon would keep its records in
     #[arg(long, value_name = "DIR", default_value = crate::config::DEFAULT_STORE, value_hint = ValueHint::DirPath)]
     pub store: PathBuf,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
 #[derive(Debug, Args)]

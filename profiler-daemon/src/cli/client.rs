@@ -197,6 +197,11 @@ pub fn targets(options: &ClientOptions) -> Result<Vec<u8>, ClientError> {
     listing(options, "/api/v1/targets", &[], targets_table)
 }
 
+/// The object that `/api/v1/targets` returns.
+pub fn target_list(options: &ClientOptions) -> Result<Value, ClientError> {
+    parse(options, &fetch(options, "/api/v1/targets", &[])?)
+}
+
 /// `answer`: the object that `/api/v1/targets` returns.
 fn targets_table(answer: &Value) -> Option<String> {
     const FEATURES: [(&str, &str); 3] =

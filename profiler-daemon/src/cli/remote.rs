@@ -23,6 +23,11 @@ fn options(server: &ServerArgs, json: bool) -> ClientOptions {
     ClientOptions { url: server.url.clone(), json, color }
 }
 
+/// What the daemon looks at, as its API says.
+pub(super) fn target_list(server: &ServerArgs) -> Result<serde_json::Value, client::ClientError> {
+    client::target_list(&options(server, true))
+}
+
 fn duration(span: Span) -> String {
     humantime::format_duration(span.get()).to_string().replace(' ', "")
 }

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use super::generations::Generations;
 use super::intern::Interner;
-use super::module::Modules;
+use super::module::{Module, Modules};
 use super::native::{self, Native};
 use super::process::Process;
 use super::recent::Fault;
@@ -24,6 +24,10 @@ use crate::profile::{Frame, FrameKind};
 
 /// Kernel addresses remembered. A busy host shows some 3,000.
 const KERNEL_MAX: usize = 32_768;
+
+/// Addresses of files remembered, whoever maps them: the workers of a service run the same few thousand functions, and each
+/// would have them looked up by itself. About 160 bytes each.
+const SHARED_MAX: usize = 32_768;
 
 /// The interpreter's loop, under the names that compilers make of it (`.cold`, `.constprop.0`, …).
 const LOOP_PREFIX: &str = "_PyEval_EvalFrameDefault";
@@ -51,6 +55,8 @@ pub(super) struct Names {
     modules: Modules,
     native: Native,
     kernel: Generations<u64, Rc<Resolved>>,
+    /// By the module's number, which no other has after it, and the address in its file; `None`: there is no symbol.
+    shared: Generations<(u32, u64), Option<Rc<Resolved>>>,
     interner: Interner,
     counters: FxHashMap<(FrameKind, Reason), u64>,
     /// Wrong guesses, which are many.
@@ -65,6 +71,7 @@ impl Default for Names {
             modules: Modules::default(),
             native: Native::new(),
             kernel: Generations::new(KERNEL_MAX),
+            shared: Generations::new(SHARED_MAX),
             interner: Interner::default(),
             counters: FxHashMap::default(),
             unmapped: cut(Reason::Unmapped),
@@ -95,6 +102,11 @@ impl Names {
             }
         };
         *self.counters.entry(counted).or_default() += 1;
+    }
+
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> u64 {
+        self.native.asked
     }
 
     /// Forgets the files that no process uses any more.
@@ -185,25 +197,34 @@ impl Names {
         if guess && !call_site(&module.elf, vaddr.wrapping_add(1)) {
             return self.no_call_site.clone();
         }
-        let resolved = match self.native.resolve(&module, vaddr, &mut self.interner) {
-            Some(frames) => {
-                let is_loop = frames
-                    .iter()
-                    .any(|f| f.name.starts_with(LOOP_PREFIX) || f.name.starts_with(TAIL_CALL_PREFIX));
-                let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
-                Resolved { frames, kind }
-            }
-            None if process.in_cold_loop(address) => {
-                let name = format!("{LOOP_PREFIX}.cold");
-                let frame = self.interner.bare(FrameKind::Native, &name, &module.name);
-                Resolved { frames: [frame].into(), kind: ResolvedKind::InterpreterLoop }
-            }
-            None => {
-                let place = format!("{}+{vaddr:#x}", module.name);
-                self.unresolved(FrameKind::Native, &place, &module.name, Reason::NoSymbol)
-            }
+        if let Some(resolved) = self.symbol(&module, vaddr) {
+            return resolved;
+        }
+        let resolved = if process.in_cold_loop(address) {
+            let name = format!("{LOOP_PREFIX}.cold");
+            let frame = self.interner.bare(FrameKind::Native, &name, &module.name);
+            Resolved { frames: [frame].into(), kind: ResolvedKind::InterpreterLoop }
+        } else {
+            let place = format!("{}+{vaddr:#x}", module.name);
+            self.unresolved(FrameKind::Native, &place, &module.name, Reason::NoSymbol)
         };
         Rc::new(resolved)
+    }
+
+    /// What the file's symbols say; `None`: nothing.
+    fn symbol(&mut self, module: &Module, vaddr: u64) -> Option<Rc<Resolved>> {
+        let key = (module.id, vaddr);
+        if let Some(known) = self.shared.get(&key) {
+            return known.clone();
+        }
+        let resolved = self.native.resolve(module, vaddr, &mut self.interner).map(|frames| {
+            let of_loop = |name: &str| name.starts_with(LOOP_PREFIX) || name.starts_with(TAIL_CALL_PREFIX);
+            let is_loop = frames.iter().any(|frame| of_loop(&frame.name));
+            let kind = if is_loop { ResolvedKind::InterpreterLoop } else { ResolvedKind::Named };
+            Rc::new(Resolved { frames, kind })
+        });
+        self.shared.insert(key, resolved.clone());
+        resolved
     }
 
     pub(super) fn kernel(&mut self, kernel: &[u64], out: &mut Vec<Arc<Frame>>, outcome: &mut Outcome) {

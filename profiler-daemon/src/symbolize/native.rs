@@ -28,11 +28,19 @@ pub(super) struct Native {
     blazesym: Symbolizer,
     /// Least recently added first.
     loaded: VecDeque<(u32, PathBuf, u64)>,
+    /// Addresses of files that were looked up.
+    #[cfg(test)]
+    pub(super) asked: u64,
 }
 
 impl Native {
     pub(super) fn new() -> Self {
-        Self { blazesym: build(), loaded: VecDeque::new() }
+        Self {
+            blazesym: build(),
+            loaded: VecDeque::new(),
+            #[cfg(test)]
+            asked: 0,
+        }
     }
 
     /// The frames at a virtual address of a module; `None`: there is no symbol.
@@ -42,6 +50,10 @@ impl Native {
         vaddr: u64,
         interner: &mut Interner,
     ) -> Option<Box<[Arc<Frame>]>> {
+        #[cfg(test)]
+        {
+            self.asked += 1;
+        }
         self.load(module);
         let mut elf = Elf::new(&module.path);
         elf.debug_syms = module.debug;
@@ -145,7 +157,8 @@ fn frame(
     let path = code.map(|c| c.to_path().components().collect::<PathBuf>());
     let file = interner.name(&path.as_ref().map_or(module.into(), |path| path.to_string_lossy()));
     let line = code.and_then(|c| c.line).unwrap_or(0);
-    let name = interner.name(name);
+    // glibc's names for its own calls of what it exports.
+    let name = interner.name(name.strip_prefix("__GI_").unwrap_or(name));
     interner.frame(Frame { name, file, line, first_line: 0, kind })
 }
 

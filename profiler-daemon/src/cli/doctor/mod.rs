@@ -1,13 +1,15 @@
 //! `reqprof doctor`: what this kernel, these privileges and these targets allow, what is missing, and the remedy.
 //!
 //! In: the machine ([`facts`], through the system calls in [`probe`]). Out: a list of [`Check`]s, judged in
-//! [`judge`] without touching the machine, as a table or JSON. The daemon asks [`probe`](fn@probe) too when
+//! [`judge`] without touching the machine, as a table or JSON; and from a running daemon, how whole the stacks
+//! are that it takes ([`stacks`]). The daemon asks [`probe`](fn@probe) too when
 //! something could not be attached, so that both name the same remedy.
 
 mod facts;
 mod judge;
 mod probe;
 mod report;
+mod stacks;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -15,7 +17,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::args::DoctorArgs;
-use super::{CliError, ExitCode, output};
+use super::{CliError, ExitCode, output, remote};
 use crate::config::{DEFAULT_STORE, Pid};
 
 /// How bad a finding is.
@@ -62,7 +64,8 @@ pub fn examine(store: &Path, pids: &[u32]) -> Vec<Check> {
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     let pids: Vec<u32> = args.pid.iter().cloned().map(Pid::get).collect();
-    let checks = examine(&args.store, &pids);
+    let mut checks = examine(&args.store, &pids);
+    checks.extend(stacks::checks(remote::target_list(&args.server)));
     let text = if args.json { report::json(&checks)? } else { report::table(&checks) };
     output::stdout(text.as_bytes())?;
     let failed = checks.iter().any(|c| c.level == Level::Fail);
