@@ -10,6 +10,7 @@
 //!            └─ names.rs     one raw frame → what became of it
 //!               ├─ python/      code object → name, file, line
 //!               ├─ module.rs    mapping → file
+//!               ├─ perfmap.rs   code made at run time → name, from its maker's list
 //!               ├─ native.rs    file and address → name (blazesym)
 //!               └─ intern.rs    one copy of each frame
 //! ```
@@ -22,6 +23,7 @@ mod intern;
 mod module;
 mod names;
 mod native;
+mod perfmap;
 mod process;
 pub mod python;
 mod reason;
@@ -217,7 +219,7 @@ fn walk(names: &mut Names, process: &mut Process, user: &[RawFrame], shared: usi
         };
         cutting = matches!(resolved.kind, ResolvedKind::Cut(_));
         let fault = match resolved.kind {
-            ResolvedKind::Named | ResolvedKind::InterpreterLoop => None,
+            ResolvedKind::Named | ResolvedKind::InterpreterLoop | ResolvedKind::Generated => None,
             ResolvedKind::Unresolved(reason) => Some(Fault::Unresolved(kind_of(raw), reason)),
             ResolvedKind::Cut(reason) => Some(Fault::Cut(reason)),
         };

@@ -45,6 +45,8 @@ pub(super) enum ResolvedKind {
     Named,
     /// The interpreter's loop, which Python frames stand for.
     InterpreterLoop,
+    /// Code made at run time, named by its maker until other code takes its place.
+    Generated,
     Unresolved(Reason),
     /// A guess that was wrong, and whatever was guessed from it.
     Cut(Reason),
@@ -182,6 +184,12 @@ impl Names {
             Err(reason) => {
                 if guess && !process.called_from(raw.address) {
                     return self.no_call_site.clone();
+                }
+                if reason.may_be_generated()
+                    && let Some((name, list)) = process.generated(address)
+                {
+                    let frame = self.interner.bare(FrameKind::Native, name, list);
+                    return Rc::new(Resolved { frames: [frame].into(), kind: ResolvedKind::Generated });
                 }
                 let name = mapping.file_name();
                 let name = if name.is_empty() { "[anon]" } else { &name };

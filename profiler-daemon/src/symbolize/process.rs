@@ -14,9 +14,11 @@ use super::generations::Generations;
 use super::module::{Module, Modules};
 use super::names::{Resolved, ResolvedKind};
 use super::native::{CALL_MAX, ends_in_call};
+use super::perfmap::{self, PerfMap};
 use super::python::code::Code;
 use super::reason::Reason;
 use super::recent::Recent;
+use crate::bpf::sys;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::{Mapping, Maps};
 use crate::process::memory::{Memory, ProcessMemory};
@@ -39,6 +41,19 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 const BELIEVED: Duration = Duration::from_secs(1);
 const BELIEVED_MAX: Duration = Duration::from_secs(30);
 const READING_SHARE: u32 = 1000;
+/// How often new names of code made at run time are looked for. Longer where there are many, as a process could pretend:
+/// it may cost a hundredth of a CPU per process.
+const GENERATED: Duration = Duration::from_secs(1);
+const GENERATED_MAX: Duration = Duration::from_secs(30);
+const GENERATED_SHARE: u32 = 100;
+
+/// Names of code made at run time.
+#[derive(Clone, Default)]
+struct Generated {
+    names: Rc<PerfMap>,
+    /// When they are looked for again.
+    due: Option<Instant>,
+}
 
 /// The process's Python.
 #[derive(Clone)]
@@ -61,6 +76,8 @@ pub(super) struct Process {
     modules: FxHashMap<u64, Result<Rc<Module>, Reason>>,
     /// Looked for once; that there is none is kept until the map changes.
     interpreter: Option<Option<Interpreter>>,
+    /// From the first sight of such code on.
+    generated: Option<Generated>,
     codes: Generations<u64, Rc<Code>>,
     frames: Generations<RawFrame, Rc<Resolved>>,
     code_bytes: usize,
@@ -86,6 +103,7 @@ impl Process {
             believed: BELIEVED,
             modules: FxHashMap::default(),
             interpreter: None,
+            generated: None,
             codes: Generations::new(CODES_MAX),
             frames: Generations::new(FRAMES_MAX),
             code_bytes: 0,
@@ -115,6 +133,10 @@ impl Process {
             scanned: self.scanned,
             modules: self.modules.clone(),
             interpreter: self.interpreter.clone(),
+            generated: self
+                .generated
+                .as_ref()
+                .map(|of| Generated { names: Rc::new(of.names.fork()), due: None }),
             codes: self.codes.fork(),
             frames: self.frames.fork(),
             code_bytes: self.code_bytes,
@@ -146,6 +168,9 @@ impl Process {
             self.codes.clear();
             self.frames.clear();
             self.recent.clear();
+            if let Some(generated) = &mut self.generated {
+                generated.names = Rc::default();
+            }
             (self.code_bytes, self.recount_at) = (0, 0);
         }
     }
@@ -155,7 +180,49 @@ impl Process {
         if self.scanned.is_some_and(|last| last.elapsed() >= self.believed) {
             self.read_map();
         }
+        if self.generated.is_some() {
+            // Names come late, and code is replaced by other code.
+            self.look_for_names();
+        }
         self.forget_changed();
+    }
+
+    /// The name of code that is in no file, and the name of the list it is from.
+    pub(super) fn generated(&mut self, address: u64) -> Option<(&str, &str)> {
+        if self.generated.is_none() {
+            self.generated = Some(Generated::default());
+        }
+        self.look_for_names();
+        self.generated.as_ref()?.names.lookup(address)
+    }
+
+    fn look_for_names(&mut self) {
+        let began = Instant::now();
+        let due = |of: &Generated| of.due.is_none_or(|due| began >= due);
+        if !self.generated.as_ref().is_some_and(due) {
+            return;
+        }
+        let current = self.is_current();
+        let Some(generated) = &mut self.generated else { return };
+        generated.due = Some(began + GENERATED);
+        if !current {
+            return;
+        }
+        let (pid, last, age) = (self.key.pid, generated.names.position(), age(self.key));
+        let look = PATIENCE.ask(pid, FILES, move || perfmap::look(pid, last, age));
+        let Ok(Some(look)) = look else { return };
+        let before = generated.names.size();
+        let changed = Rc::make_mut(&mut generated.names).add(look);
+        self.added += generated.names.size().saturating_sub(before);
+        generated.due = Some(began + (began.elapsed() * GENERATED_SHARE).clamp(GENERATED, GENERATED_MAX));
+        if changed {
+            self.changed = true;
+            self.frames.retain(|_, resolved| match resolved.kind {
+                ResolvedKind::Generated => false,
+                ResolvedKind::Unresolved(reason) => !reason.may_be_generated(),
+                _ => true,
+            });
+        }
     }
 
     /// Forgets the last stack if the map is another than when it was resolved. Whether it was.
@@ -175,7 +242,8 @@ impl Process {
 
     /// Bytes it occupies, about; what forked processes share is counted for each.
     pub(super) fn size(&self) -> usize {
-        self.code_bytes + self.frames.len() * FRAME_COST
+        let generated = self.generated.as_ref().map_or(0, |generated| generated.names.size());
+        self.code_bytes + self.frames.len() * FRAME_COST + generated
     }
 
     /// The mapping that holds an address, after another look if it is not known. A guess is usually wrong, so for one
@@ -324,6 +392,12 @@ impl Process {
         }
         Ok(self.interpreter.as_ref().and_then(Option::as_ref))
     }
+}
+
+/// How long a process runs, if that is known.
+fn age(key: ProcessKey) -> Option<Duration> {
+    let started = (key.start_time != 0).then(|| identity::earliest(key))?;
+    Some(Duration::from_nanos(sys::monotonic_ns().saturating_sub(started)))
 }
 
 #[cfg(test)]

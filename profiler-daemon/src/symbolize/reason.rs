@@ -53,6 +53,11 @@ impl Reason {
         )
     }
 
+    /// Whether it is said of code that programs make at run time: in no file, or in one that is none of code.
+    pub(super) const fn may_be_generated(self) -> bool {
+        matches!(self, Self::Anonymous | Self::Damaged)
+    }
+
     /// The name used as a label and in frames.
     pub const fn name(self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use crate::process::python::detect;
 use crate::process::python::tests::{Python, on_each_version, walk};
 use crate::skip::skip;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
-use profiler_common::FRAME_NATIVE_LEAF;
+use profiler_common::{FRAME_NATIVE_LEAF, FRAME_NATIVE_RETURN};
 use std::rc::Rc;
 
 fn me() -> ProcessKey {
@@ -742,4 +742,103 @@ fn the_fattest_process_makes_room() {
     }
     assert!(symbolizer.size() > BYTES_MAX / 2);
     assert!(symbolizer.processes.contains_key(&small));
+}
+
+/// A process that makes code in memory, and a list of its names late.
+const GENERATING: &str = "
+import ctypes, mmap, os, sys
+page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+print(address, flush=True)
+print('ready', flush=True)
+for line in sys.stdin:
+    with open('/tmp/perf-%d.map' % os.getpid(), 'a') as names:
+        names.write(line)
+    print('written', flush=True)
+";
+
+#[test]
+fn code_made_at_run_time_is_named_by_its_maker() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::Stdio;
+    const TEST: &str = "code_made_at_run_time_is_named_by_its_maker";
+    let build = match crate::interpreters::of_version("3.11") {
+        Ok(builds) => builds[0].clone(),
+        Err(reason) => return skip(TEST, reason),
+    };
+    let mut child = build
+        .command()
+        .args(["-I", "-c", GENERATING])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut read = || {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    };
+    let code: u64 = read().parse().unwrap();
+    assert_eq!(read(), "ready");
+    let key = identity::key(child.id()).unwrap();
+    let list = format!("perf-{}.map", child.id());
+    let mut symbolizer = Symbolizer::default();
+    let user = [leaf(code + 0x10), RawFrame::new(FRAME_NATIVE_RETURN, code + 0x80, 0, 0)];
+    let (stack, outcome) = resolve(&mut symbolizer, key, &user);
+    // The page may lie beside others of its kind.
+    let start = Maps::read(key.pid).unwrap().lookup(code).unwrap().start;
+    let unnamed = |offset| format!("[anon]+{:#x}", code + offset - start);
+    let (inside, outside) = (unnamed(0x10), unnamed(0x7f));
+    assert_eq!((names(&stack), outcome.unresolved), (vec![&*outside, &*inside], 2));
+
+    // Later lines are seen without an address that was not, and hold against earlier ones.
+    let steps = [
+        (format!("{:x} 40 inner\n", code), vec![&*outside, "inner"]),
+        (format!("{:x} 40 outer\n", code + 0x40), vec!["outer", "inner"]),
+        (format!("{:x} 20 replaced\n", code), vec!["outer", "replaced"]),
+    ];
+    for (line, expected) in steps {
+        input.write_all(line.as_bytes()).unwrap();
+        assert_eq!(read(), "written");
+        let began = std::time::Instant::now();
+        loop {
+            let (stack, outcome) = resolve(&mut symbolizer, key, &user);
+            if names(&stack) == expected {
+                let anonymous = expected.iter().filter(|name| name.starts_with('[')).count();
+                assert_eq!(outcome.unresolved as usize, anonymous);
+                assert_eq!(&*stack[1].file, list);
+                break;
+            }
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "{expected:?}: {stack:?}");
+            std::thread::yield_now();
+        }
+    }
+    drop(input);
+    child.wait().unwrap();
+    std::fs::remove_file(std::path::Path::new("/tmp").join(list)).unwrap();
+    // Nobody can be asked any more; what was told holds.
+    assert_eq!(names(&resolve(&mut symbolizer, key, &user).0), ["outer", "replaced"]);
+}
+
+#[test]
+fn the_kernel_part_of_a_process_has_names() {
+    // SAFETY: asks for a number.
+    let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+    if start == 0 {
+        skip("the_kernel_part_of_a_process_has_names", "there is no vDSO here");
+        return;
+    }
+    // The oracle: the loader finds the function by its own means.
+    // SAFETY: NUL-terminated names of something that is loaded already.
+    let function = unsafe {
+        let vdso = libc::dlopen(c"linux-vdso.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
+        assert!(!vdso.is_null());
+        libc::dlsym(vdso, c"__vdso_clock_gettime".as_ptr())
+    } as u64;
+    let (stack, outcome) = resolve(&mut Symbolizer::default(), me(), &[leaf(function)]);
+    assert_eq!(outcome, Outcome::default());
+    // One function under two names.
+    assert!(["__vdso_clock_gettime", "clock_gettime"].contains(&&*stack[0].name), "{stack:?}");
+    assert_eq!(&*stack[0].file, "[vdso]");
 }
