@@ -1,6 +1,7 @@
 //! The readers under test, from where the daemon has them: building the whole daemon instrumented would take minutes.
 
 pub mod process;
+pub mod symbolize;
 pub mod unwind;
 
 use std::fs::File;

@@ -13,7 +13,7 @@ use support::nesting::{Server, children, paths, python_paths};
 use support::{Daemon, rehosted, skip, wait_for};
 
 /// Requests of each kind.
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 24;
 /// At the root of a stack whose outer frames are missing.
 const DEEPER: &str = "[stack deeper than 512 frames]";
 const UNREADABLE: &str = "[Python frames unreadable]";

@@ -18,8 +18,8 @@ use support::{Daemon, rehosted, skip};
 
 const ROUTES: [&str; 8] =
     ["calls", "sorted", "generator", "extension", "made", "deep", "deepest", "released"];
-/// Of each route, on each of the connections: about 3 s of work.
-const ROUNDS: usize = 40;
+/// Of each route, on each of the connections: about 1 s of work.
+const ROUNDS: usize = 16;
 const CONNECTIONS: usize = 2;
 /// Samples without the whole chain, of a thousand.
 const INCOMPLETE: f64 = 5.0;
@@ -162,7 +162,7 @@ fn compare(build: &Interpreter, command: Command) {
             judge(&tree, chain, &app, &mut tally);
         }
         println!("{name}: /{route}: {tally:?}");
-        assert!(tally.samples >= 100, "too few to judge: /{route}: {tally:?}");
+        assert!(tally.samples >= 50, "too few to judge: /{route}: {tally:?}");
         let share = tally.incomplete as f64 * 1000.0 / tally.samples as f64;
         assert!(
             share <= INCOMPLETE,

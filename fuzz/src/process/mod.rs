@@ -4,6 +4,8 @@
 #[path = "../../../profiler-daemon/src/process/elf.rs"]
 pub mod elf;
 
+pub mod python;
+
 /// What `elf` asks of a mapping.
 pub mod maps {
     pub struct Mapping {
