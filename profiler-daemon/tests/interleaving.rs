@@ -225,9 +225,7 @@ fn check(test: &str, version: &'static str) {
             }
         }
     }
-    for difference in &differences {
-        println!("{difference}");
-    }
+    assert!(differences.is_empty(), "lines differ: {differences:#?}");
     match py_spy {
         Some(_) => {
             println!("{compared} of py-spy's stacks are within ours");

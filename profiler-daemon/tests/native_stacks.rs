@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -37,9 +38,20 @@ fn compile(arguments: &[&str], source: &str, to: &Path) -> bool {
     built.is_ok_and(|status| status.success())
 }
 
+/// Copies the libraries that a program needs below another root, where the program looks for them.
+fn furnish(root: &Path, program: &Path) {
+    let listed = Command::new("ldd").arg(program).output().expect("the loader's list");
+    let text = String::from_utf8(listed.stdout).expect("text");
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(&library[1..]);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+        fs::copy(library, &to).expect("a copy");
+    }
+}
+
 impl Server {
     /// `None`: there is no compiler.
-    fn start(how: &str) -> Option<Self> {
+    fn start(how: &str, contained: bool) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let (program, plugin) = (folder.path().join("nested"), folder.path().join("plugin.so"));
         // Bound lazily, as programs were for decades: calls of libraries go through the linkage table.
@@ -49,8 +61,18 @@ impl Server {
             return None;
         }
         let port = free_port();
-        let mut command = Command::new(&program);
-        command.arg(port.to_string()).arg(&plugin).arg(how).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut command = if contained {
+            furnish(folder.path(), &program);
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--pid", "--fork", "--kill-child", "chroot"]).arg(folder.path());
+            command.args(["/nested", &port.to_string(), "/plugin.so"]);
+            command
+        } else {
+            let mut command = Command::new(&program);
+            command.arg(port.to_string()).arg(&plugin);
+            command
+        };
+        command.arg(how).stdin(Stdio::null()).stdout(Stdio::null());
         let group = Group::spawn(&mut command);
         wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
         Some(Self { port, group, _folder: folder })
@@ -121,11 +143,11 @@ fn is_burning(stack: &[&str]) -> bool {
         .is_some_and(|leaf| ["bare", "spilling", "fmod", "cbrt"].iter().any(|name| leaf.contains(name)))
 }
 
-fn check(test: &str, how: &str, outermost: &[&str]) {
+fn check(test: &str, how: &str, contained: bool, outermost: &[&str]) {
     if !support::can_run(test) {
         return;
     }
-    let Some(server) = Server::start(how) else { return skip(test, "no C compiler") };
+    let Some(server) = Server::start(how, contained) else { return skip(test, "no C compiler") };
     let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "400"]);
     for route in ROUTES {
         for n in 0..REQUESTS {
@@ -155,7 +177,8 @@ fn check(test: &str, how: &str, outermost: &[&str]) {
     println!("{report:#?}");
 
     let targets = daemon.json("/api/v1/targets");
-    let unwind = &targets["targets"][0]["unwind"];
+    let all = targets["targets"].as_array().expect("a list");
+    let unwind = &all.iter().find(|target| target["comm"] == "nested").expect("the server")["unwind"];
     let (samples, complete) = (unwind["samples"].as_u64(), unwind["complete"].as_u64());
     println!("{unwind}; {}", daemon.status()["unwind"]);
     let (samples, complete) = (samples.expect("a number"), complete.expect("a number"));
@@ -165,10 +188,16 @@ fn check(test: &str, how: &str, outermost: &[&str]) {
 
 #[test]
 fn stacks_of_the_main_thread_are_whole() {
-    check("stacks_of_the_main_thread_are_whole", "main", &["main"]);
+    check("stacks_of_the_main_thread_are_whole", "main", false, &["main"]);
 }
 
 #[test]
 fn stacks_of_threads_are_whole() {
-    check("stacks_of_threads_are_whole", "threads", &["thread"]);
+    check("stacks_of_threads_are_whole", "threads", false, &["thread"]);
+}
+
+/// In namespaces of its own, with a root of its own: its files are at no path of this machine that it would name.
+#[test]
+fn stacks_in_a_container_are_whole() {
+    check("stacks_in_a_container_are_whole", "main", true, &["main"]);
 }

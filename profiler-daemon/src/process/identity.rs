@@ -87,7 +87,7 @@ pub fn earliest(key: ProcessKey) -> u64 {
 
 /// The thread through which a process's memory, map and files can be seen: its first, unless that ended before the
 /// others.
-pub(super) fn via(pid: u32) -> u32 {
+pub(crate) fn via(pid: u32) -> u32 {
     let ended =
         read_proc(pid, "stat", STAT_MAX).ok().and_then(|stat| parse_stat(&stat)).is_some_and(|s| s.ended);
     if ended { live_thread(pid).unwrap_or(pid) } else { pid }

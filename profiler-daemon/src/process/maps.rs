@@ -195,7 +195,7 @@ pub fn open(pid: u32, mapping: &Mapping) -> Result<File, OpenError> {
     }
     let io_error = |source| OpenError::Io { path: name(), source };
     let root = open_path(&format!("/proc/{pid}/root")).map_err(io_error)?;
-    let handle = open_in_root(&root, &mapping.path).map_err(io_error)?;
+    let handle = open_in_root(&root, &mapping.path, 0).map_err(io_error)?;
     let (file, inode) = reopen_regular(handle, name)?;
     // An overlay with `xino` puts the layer's number into the high bits of what `stat` says.
     if inode & 0xffff_ffff != mapping.inode & 0xffff_ffff {
@@ -216,20 +216,20 @@ pub fn in_user_space(file: &File) -> bool {
 }
 
 /// A handle that is neither readable nor able to block.
-fn open_path(path: &str) -> io::Result<OwnedFd> {
+pub(crate) fn open_path(path: &str) -> io::Result<OwnedFd> {
     let path = CString::new(path)?;
     // SAFETY: `path` is a NUL-terminated string that outlives the call.
     let fd = unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
     owned(fd.into())
 }
 
-/// Looks a path up as the target would, with its root as the root.
-fn open_in_root(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+/// Looks a path up as the target would, with its root as the root. `rules`: of `RESOLVE_*`, those besides.
+pub(crate) fn open_in_root(root: &OwnedFd, path: &Path, rules: u64) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: an all-zero `open_how` is valid: no flags, no mode, no resolution rules.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | rules;
     // SAFETY: the path is NUL-terminated, `how` is a valid structure of the size given, and both outlive the call.
     let fd = unsafe {
         libc::syscall(

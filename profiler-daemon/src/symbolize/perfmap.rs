@@ -10,14 +10,16 @@
 //! own names.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::text::NAME_MAX;
+use crate::process::identity;
+use crate::process::maps::{open_in_root, open_path};
 
 /// Most bytes that one look reads: tens of thousands of functions, some 50 ms. A longer file takes several looks.
 const LOOK_BYTES: usize = 4 << 20;
@@ -145,7 +147,7 @@ pub(super) fn look(pid: u32, last: Option<Position>, age: Option<Duration>) -> O
     let inner: u32 = field("NSpid:")?.split_ascii_whitespace().last()?.parse().ok()?;
     // Real, effective, saved, file system.
     let user: u32 = field("Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    let root = open_path(&format!("/proc/{pid}/root")).ok()?;
+    let root = open_path(&format!("/proc/{}/root", identity::via(pid))).ok()?;
     match read(&root, inner, user, last, age) {
         Ok(look) => look,
         Err(error) => {
@@ -165,7 +167,8 @@ fn read(
     age: Option<Duration>,
 ) -> io::Result<Option<Look>> {
     let name = format!("perf-{pid}.map");
-    let handle = File::from(open_below(root, &format!("tmp/{name}"))?);
+    let handle =
+        File::from(open_in_root(root, Path::new(&format!("tmp/{name}")), libc::RESOLVE_NO_SYMLINKS)?);
     let meta = handle.metadata()?;
     // A second name could be somebody else's file.
     let theirs = meta.is_file() && meta.nlink() == 1 && (meta.uid() == user || meta.uid() == 0);
@@ -196,36 +199,6 @@ fn read(
     bytes.truncate(whole);
     let position = Position { file: id, offset: offset + whole as u64 };
     Ok(Some(Look { name, position, continues: continued.is_some(), bytes }))
-}
-
-/// A handle that is neither readable nor able to block.
-fn open_path(path: &str) -> io::Result<OwnedFd> {
-    let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_DIRECTORY;
-    Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
-}
-
-/// The same, below a directory that no component can lead out of, nor be a link.
-fn open_below(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
-    let path = CString::new(path)?;
-    // SAFETY: an all-zero `open_how` is valid: no flags, no mode, no resolution rules.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
-    // SAFETY: the path is NUL-terminated, `how` is a valid structure of the size given, and both outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &how as *const libc::open_how,
-            size_of::<libc::open_how>(),
-        )
-    };
-    match i32::try_from(fd) {
-        // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

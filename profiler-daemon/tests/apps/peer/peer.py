@@ -17,7 +17,7 @@ import sys
 import time
 import zlib
 
-SECONDS = 0.5
+SECONDS = 0.3
 DATA = bytes(range(256)) * 4000
 
 

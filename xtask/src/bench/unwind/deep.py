@@ -1,4 +1,4 @@
-"""Answers each request after burning CPU time at the end of a stack of 60 Python frames.
+"""Answers each request after burning CPU time at the end of a stack of 60 Python functions, no two of them the same.
 
 deep.py PORT
 """
@@ -22,19 +22,23 @@ def burn():
     return total
 
 
-def level(n):
-    if n == 1:
-        total = burn()
-    else:
-        total = level(n - 1)
+SOURCE = """
+def level_{n}():
+    total = level_{next}()
     return total
+"""
+
+level_1 = burn
+for n in range(2, LEVELS + 2):
+    exec(SOURCE.format(n=n, next=n - 1))
+outermost = globals()[f"level_{LEVELS + 1}"]
 
 
 def serve(listener):
     while True:
         client, _ = listener.accept()
         client.recv(4096)
-        level(LEVELS)
+        outermost()
         client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
         client.close()
 
