@@ -17,34 +17,6 @@ pub trait Tables {
     fn mapping(&self, number: u32) -> Option<&Mapping>;
     fn block(&self, number: u32) -> Option<&Rows>;
     fn rule(&self, number: u16) -> Option<&Rule>;
-
-    /// Room for what was found for this address, or for another with the same place: most frames are where they were a
-    /// sample ago.
-    #[inline(always)]
-    fn known(&self, _pc: u64) -> Option<&mut Known> {
-        None
-    }
-}
-
-/// What was found for an address. It holds for one list of mappings, and the rule is a copy: whatever becomes of the tables,
-/// it is what they said of this code.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Known {
-    pc: u64,
-    /// [`Space::generation`]; 0 = nothing.
-    generation: u32,
-    number: u32,
-    rule: Rule,
-}
-
-impl Known {
-    pub const NONE: Self = Self {
-        pc: 0,
-        generation: 0,
-        number: 0,
-        rule: Rule { cfa: 0, fp: 0, ra: 0, register: 0, cfa_offset: 0, fp_offset: 0, extra: 0 },
-    };
 }
 
 /// A frame pointer further than this above the stack pointer is not one: the default thread stack is 8 MiB.
@@ -112,16 +84,6 @@ impl Walker {
         self.leaf = 0;
         // A return address may be the first of another function, where the call is the last of its own.
         let pc = if self.exact != 0 { self.pc } else { self.pc.wrapping_sub(1) };
-        let generation = self.space.generation;
-        let known = tables.known(pc);
-        if let Some(known) = &known
-            && known.pc == pc
-            && known.generation == generation
-            && generation != 0
-        {
-            let (number, rule) = (known.number as u16, known.rule);
-            return self.by_number(memory, tables, leaf, number, &rule);
-        }
         if !self.mapping_of(tables, pc) {
             self.unknown = 1;
             return self.by_frame_pointer(memory, tables, end::UNMAPPED);
@@ -130,32 +92,17 @@ impl Walker {
             return self.by_frame_pointer(memory, tables, end::NO_TABLE);
         }
         let number = rule_number(tables, &self.mapping, pc);
-        let rule = match tables.rule(number) {
-            Some(rule) => *rule,
-            None => Rule::default(),
-        };
-        if let Some(known) = known {
-            *known = Known { pc, generation, number: number.into(), rule };
-        }
-        self.by_number(memory, tables, leaf, number, &rule)
-    }
-
-    #[inline(always)]
-    fn by_number<M: Memory, T: Tables>(
-        &mut self,
-        memory: &M,
-        tables: &T,
-        leaf: bool,
-        number: u16,
-        rule: &Rule,
-    ) -> Result<(), u8> {
         if number == RULE_STOP {
-            Err(end::COMPLETE)
-        } else if rule.cfa != cfa::NONE && (leaf || rule.cfa != cfa::LEAF) {
-            self.by_rule(memory, rule)
-        } else {
-            let reason = if number == RULE_NONE { end::NO_RULE } else { end::UNSUPPORTED };
-            self.by_frame_pointer(memory, tables, reason)
+            return Err(end::COMPLETE);
+        }
+        match tables.rule(number) {
+            Some(rule) if rule.cfa != cfa::NONE && (leaf || rule.cfa != cfa::LEAF) => {
+                self.by_rule(memory, rule)
+            }
+            _ => {
+                let reason = if number == RULE_NONE { end::NO_RULE } else { end::UNSUPPORTED };
+                self.by_frame_pointer(memory, tables, reason)
+            }
         }
     }
 

@@ -68,26 +68,7 @@ pub struct Scratch {
     valid: u64,
     frames: Block<WINDOW>,
     code: Block<CODE>,
-    /// Code objects that this walk has met.
-    met: [Met; MET],
-    /// The number of this walk, times two; the first has 2, and none has one again.
-    walk: u64,
 }
-
-/// What the head of a code object says. It holds for one walk: later the memory may be another object's.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Met {
-    code: u64,
-    /// The walk's number, and in the lowest bit whether it is the interpreter's own code.
-    walk: u64,
-    check: u32,
-    reserved: u32,
-}
-
-/// Middleware and templates call themselves through the same few functions: most stacks have a third of their functions
-/// more than once. A power of two.
-const MET: usize = 16;
 
 /// Bytes of frames read at once. From 3.11 on the frames of a thread lie one behind the other in chunks of 16 KiB or more
 /// (Python/pystate.c, `push_chunk`), callers in front of callees, so one read serves about ten frames; a read costs
@@ -103,49 +84,13 @@ const CODE: usize = 128;
 
 impl Scratch {
     pub const fn new() -> Self {
-        Self {
-            base: 0,
-            valid: 0,
-            frames: Block::zeroed(),
-            code: Block::zeroed(),
-            met: [Met { code: 0, walk: 0, check: 0, reserved: 0 }; MET],
-            walk: 2,
-        }
+        Self { base: 0, valid: 0, frames: Block::zeroed(), code: Block::zeroed() }
     }
 
     /// Memory has changed since.
     #[inline(always)]
     pub fn forget(&mut self) {
         self.valid = 0;
-        self.walk += 2;
-    }
-
-    /// The checksum of a code object, and whether it is the interpreter's own.
-    #[inline(always)]
-    fn code<M: Memory>(
-        &mut self,
-        memory: &M,
-        offsets: &PythonOffsets,
-        code: u64,
-    ) -> Result<(u32, bool), Fault> {
-        // Objects are aligned to 16 bytes and larger than 128.
-        let at = (code >> 7 ^ code >> 4) as usize & (MET - 1);
-        let met = self.met[at];
-        if met.code == code && met.walk & !1 == self.walk {
-            return Ok((met.check, met.walk & 1 != 0));
-        }
-        memory.fill(code.wrapping_add(CODE_FROM.into()), CODE_READ.into(), &mut self.code)?;
-        let number = |offset: u16| self.code.u32(offset.wrapping_sub(CODE_FROM).into());
-        let flags = number(offsets.code_flags);
-        let check = code_check(
-            number(offsets.code_argcount),
-            number(offsets.code_kwonly),
-            flags,
-            number(offsets.code_firstline),
-        );
-        let internal = flags & CODE_INTERNAL != 0;
-        self.met[at] = Met { code, walk: self.walk | u64::from(internal), check, reserved: 0 };
-        Ok((check, internal))
     }
 
     /// Where in `frames` the head of the frame at `address` is.
@@ -203,14 +148,22 @@ pub fn step<M: Memory>(
         }
         _ => false,
     };
-    let (check, shim) = scratch.code(memory, offsets, code)?;
+    memory.fill(code.wrapping_add(CODE_FROM.into()), CODE_READ.into(), &mut scratch.code)?;
+    let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(CODE_FROM).into());
+    let flags = number(offsets.code_flags);
+    let check = code_check(
+        number(offsets.code_argcount),
+        number(offsets.code_kwonly),
+        flags,
+        number(offsets.code_firstline),
+    );
     let lasti = if offsets.lasti_unit == 0 {
         instruction.wrapping_sub(code.wrapping_add(offsets.code_bytecode.into())) as u32
     } else {
         (instruction as u32).wrapping_mul(offsets.lasti_unit.into())
     };
     let frame = RawFrame::new(FRAME_PYTHON, code, lasti, check);
-    Ok(Step { frame, previous, entry, shim })
+    Ok(Step { frame, previous, entry, shim: flags & CODE_INTERNAL != 0 })
 }
 
 #[cfg(test)]
@@ -457,41 +410,8 @@ mod tests {
             address = step.previous;
         }
         assert_eq!(address, 0);
-        // They all run the same code, which is read once.
-        let of_frames = counted.fills.get() - 1;
+        let of_frames = counted.fills.get() - frames.len();
         assert!(of_frames <= 6, "{of_frames} reads for {} frames", frames.len());
-    }
-
-    /// Within a walk a code object is read once; between walks its memory may have become another's.
-    #[test]
-    fn code_is_read_once_in_each_walk() {
-        // The last two take the first's place among those that were met.
-        let codes = [0x3000u64, 0x3000 + 0x80 * MET as u64 * 16, 0x3000 + 0x80 * MET as u64 * 32];
-        let slot = |code: u64| (code >> 7 ^ code >> 4) as usize & (MET - 1);
-        assert!(codes.iter().all(|code| slot(*code) == slot(codes[0])));
-        let mut m = Fake::default();
-        for (n, code) in (7u32..).zip(codes) {
-            m.put(code, &[0; 128]);
-            m.put(code + 72, &n.to_le_bytes());
-        }
-        let mut counted = Counted { memory: m, fills: Cell::new(0) };
-        let mut scratch = Scratch::new();
-        let read = |counted: &Counted, scratch: &mut Scratch, code| {
-            let before = counted.fills.get();
-            let found = scratch.code(counted, &PY311, code);
-            (found, counted.fills.get() - before)
-        };
-        let of_line = |line, fills| (Ok((code_check(0, 0, 0, line), false)), fills);
-        assert_eq!(read(&counted, &mut scratch, codes[0]), of_line(7, 1));
-        assert_eq!(read(&counted, &mut scratch, codes[0]), of_line(7, 0));
-        assert_eq!(read(&counted, &mut scratch, codes[1]), of_line(8, 1));
-        assert_eq!(read(&counted, &mut scratch, codes[2]), of_line(9, 1));
-        assert_eq!(read(&counted, &mut scratch, codes[0]), of_line(7, 1));
-        counted.memory.put(codes[0] + 72, &70u32.to_le_bytes());
-        scratch.forget();
-        assert_eq!(read(&counted, &mut scratch, codes[0]), of_line(70, 1));
-        // None is none, also where nothing was met yet.
-        assert_eq!(read(&counted, &mut Scratch::new(), 0), (Err(Fault), 1));
     }
 
     struct Counted {

@@ -12,8 +12,6 @@ use profiler_common::unwind::{
 };
 use profiler_common::{ABI_VERSION, Active, Connection, STAT_COUNT, Settings, Stat, Target};
 
-use profiler_ebpf::native::Known;
-
 use super::{sampler::Walk, transfer::Transfer};
 
 /// The only way to the daemon. A ring and not per-CPU buffers, because records of one connection must keep their
@@ -78,13 +76,6 @@ pub fn block(number: u32) -> Option<&'static Block> {
 /// The rules that rows of those tables name: 256 KiB.
 #[map]
 pub static UNWIND_RULES: Array<Rule> = Array::with_max_entries(RULES_MAX, 0);
-
-/// What was found by those tables for addresses that were sampled lately: 32 KiB per CPU. A service's stacks have some
-/// hundred addresses that come again and again.
-#[map]
-pub static UNWOUND: PerCpuArray<Known> = PerCpuArray::with_max_entries(UNWOUND_MAX, 0);
-/// A power of two.
-pub const UNWOUND_MAX: u32 = 1024;
 
 /// Executable memory of the targets, each one's in a row: 2 MiB.
 #[map]

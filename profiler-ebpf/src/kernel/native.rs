@@ -5,10 +5,10 @@
 
 use aya_ebpf::bindings::pt_regs;
 use profiler_common::unwind::{Block, Mapping, Rule, Space, end};
-use profiler_ebpf::native::{Known, Tables, Walker};
+use profiler_ebpf::native::{Tables, Walker};
 
 use super::{
-    maps::{MAPPINGS, UNWIND_RULES, UNWOUND, UNWOUND_MAX, WALK, block},
+    maps::{MAPPINGS, UNWIND_RULES, WALK, block},
     task::Current,
 };
 
@@ -28,14 +28,6 @@ impl Tables for Maps {
     #[inline(always)]
     fn rule(&self, number: u16) -> Option<&Rule> {
         UNWIND_RULES.get(number.into())
-    }
-
-    #[inline(always)]
-    fn known(&self, pc: u64) -> Option<&mut Known> {
-        // Functions are aligned to 16 bytes, and calls are some bytes apart.
-        let place = (pc >> 2 ^ pc >> 12) as u32 & (UNWOUND_MAX - 1);
-        // SAFETY: this CPU's, and the sampler does not interrupt itself; nobody else refers to an element.
-        unsafe { UNWOUND.get_ptr_mut(place)?.as_mut() }
     }
 }
 

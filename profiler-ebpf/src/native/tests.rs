@@ -1,6 +1,6 @@
 //! The walk over recorded memory, with tables made by hand.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use profiler_common::unwind::{RULE_UNSUPPORTED, RULES_FROM, mapping_mark};
@@ -128,17 +128,14 @@ fn registers(sp: u64, fp: u64) -> [u64; 16] {
 type Walked = (Vec<(u64, bool, bool)>, u8);
 
 fn walk_from(memory: &Recorded, pc: u64, registers: [u64; 16]) -> Walked {
-    walk_by(&Hand::new(), SPACE, memory, pc, registers)
-}
-
-fn walk_by(tables: &impl Tables, space: Space, memory: &Recorded, pc: u64, registers: [u64; 16]) -> Walked {
+    let tables = Hand::new();
     let mut walker = Box::new(Walker::new());
-    walker.begin(pc, registers, space);
+    walker.begin(pc, registers, SPACE);
     let mut frames = Vec::new();
     loop {
         frames.push((walker.pc, walker.exact != 0, walker.guessed != 0));
         assert!(frames.len() < 100, "no end");
-        if let Err(end) = walker.step(memory, tables) {
+        if let Err(end) = walker.step(memory, &tables) {
             return (frames, end);
         }
     }
@@ -166,55 +163,6 @@ fn a_chain_is_followed_to_its_outermost_frame() {
         (OUTERMOST + 4, false, false),
     ];
     assert_eq!(walk_from(&memory, pc, registers), (expected, end::COMPLETE));
-}
-
-/// Tables with room for what was found; the number is how often a table was asked.
-struct Remembering {
-    hand: Hand,
-    known: UnsafeCell<[Known; 64]>,
-    asked: Cell<u32>,
-}
-
-impl Tables for Remembering {
-    fn mapping(&self, number: u32) -> Option<&Mapping> {
-        self.hand.mapping(number)
-    }
-    fn block(&self, number: u32) -> Option<&Rows> {
-        self.asked.set(self.asked.get() + 1);
-        self.hand.block(number)
-    }
-    fn rule(&self, number: u16) -> Option<&Rule> {
-        self.hand.rule(number)
-    }
-    fn known(&self, pc: u64) -> Option<&mut Known> {
-        // SAFETY: one thread, and each step refers to one element at a time.
-        unsafe { Some(&mut (*self.known.get())[pc as usize % 64]) }
-    }
-}
-
-#[test]
-fn what_was_found_is_found_again_until_something_else_is_mapped() {
-    let mut tables =
-        Remembering { hand: Hand::new(), known: UnsafeCell::new([Known::NONE; 64]), asked: Cell::new(0) };
-    let (memory, pc, registers) = chain();
-    let first = walk_by(&tables, SPACE, &memory, pc, registers);
-    assert_eq!(first, walk_from(&memory, pc, registers));
-    let asked = tables.asked.replace(0);
-    assert!(asked >= 8, "two blocks for each of four frames: {asked}");
-    assert_eq!(walk_by(&tables, SPACE, &memory, pc, registers), first);
-    assert_eq!(tables.asked.get(), 0);
-
-    // Another list of mappings, by which the innermost function is the outermost.
-    let other = Space { generation: 6, ..SPACE };
-    for mapping in &mut tables.hand.mappings {
-        mapping.mark = mapping_mark(mapping.levels(), 6);
-    }
-    tables.hand.blocks[0] = Rows::leaf(&[(0, RULE_STOP)]);
-    let (frames, end) = walk_by(&tables, other, &memory, pc, registers);
-    assert_eq!((frames, end), (vec![(ENTRY, true, false)], end::COMPLETE));
-    // Who has no list finds nothing, whatever was found for others.
-    let none = Space { first: 0, count: 0, generation: 0, reserved: 0 };
-    assert_eq!(walk_by(&tables, none, &memory, pc, registers).1, end::UNMAPPED);
 }
 
 #[test]
