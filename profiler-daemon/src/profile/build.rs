@@ -1,4 +1,4 @@
-//! How call trees grow: from stacks ([`Builder`], once per sample) and from other trees ([`Merger`]).
+//! How call trees grow from stacks.
 //!
 //! In: stacks, root first, whose frames the symboliser has interned. Out: a [`Profile`] within its bounds: what would
 //! exceed them is folded into a `[truncated]` child where it happened, and counted, never dropped.
@@ -12,11 +12,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::tree::{
-    Cost, Function, LineCost, MAX_DEPTH, MAX_LINES, MAX_NAME, MAX_NODES, Node, ROOT, TRUNCATED,
-    TRUNCATED_RESERVE,
-};
-use super::{Frame, FrameKind, Profile};
+use super::growth::Growth;
+use super::tree::{Cost, Function, MAX_NAME, ROOT};
+use super::{Frame, Profile};
 
 /// Most look-ups by address that a builder remembers, about 24 bytes each and a frame kept alive. A caller that does
 /// not intern its frames would otherwise make it grow with every sample; past this it starts over.
@@ -180,209 +178,11 @@ fn shorten(name: &Arc<str>) -> Arc<str> {
     if name.len() <= MAX_NAME { name.clone() } else { Arc::from(&name[..name.floor_char_boundary(MAX_NAME)]) }
 }
 
-/// Adds up profiles. For many it is much faster than [`Profile::merge`], which builds the look-up tables each time.
-#[derive(Default)]
-pub struct Merger {
-    growth: Growth,
-}
-
-impl Merger {
-    /// Starts from a profile instead of nothing.
-    pub fn new(start: Profile) -> Self {
-        Self { growth: Growth::from_profile(start) }
-    }
-
-    /// Adds another's samples, durations and request count.
-    pub fn add(&mut self, other: &Profile) {
-        let growth = &mut self.growth;
-        // Where each of the other's nodes went, and whether it was folded there.
-        let mut places: Vec<(u32, bool)> = Vec::with_capacity(other.nodes.len());
-        places.push((ROOT, false));
-        let mut folded = other.truncated_samples;
-        growth.own(ROOT, other.nodes[0].own);
-        let truncated = truncated_function();
-        for node in &other.nodes[1..] {
-            let (parent, parent_folded) = places[node.parent as usize];
-            let function = &other.functions[node.function as usize];
-            let child = if parent_folded { None } else { growth.child_for(parent, || function.clone()) };
-            match child {
-                Some(child) => {
-                    growth.own(child, node.own);
-                    for line in &node.own_lines {
-                        growth.own_line(child, line.line, line.cost);
-                    }
-                    for line in &node.call_lines {
-                        growth.call_line(child, line.line, line.cost);
-                    }
-                    places.push((child, false));
-                }
-                None => {
-                    let fold = if parent_folded { parent } else { growth.truncated(parent) };
-                    growth.own(fold, node.own);
-                    // What had been folded before is among the other's truncated samples already.
-                    if *function != truncated {
-                        folded = folded.saturating_add(node.own.samples);
-                    }
-                    places.push((fold, true));
-                }
-            }
-        }
-        let sum = &mut growth.profile;
-        sum.truncated_samples = sum.truncated_samples.saturating_add(folded);
-        sum.duration_ns = sum.duration_ns.saturating_add(other.duration_ns);
-        sum.requests = sum.requests.saturating_add(other.requests);
-    }
-
-    /// Adds requests that no sample hit, and the sum of their durations, ns.
-    pub fn add_unsampled(&mut self, requests: u64, duration_ns: u64) {
-        let sum = &mut self.growth.profile;
-        sum.duration_ns = sum.duration_ns.saturating_add(duration_ns);
-        sum.requests = sum.requests.saturating_add(requests);
-    }
-
-    pub fn finish(self) -> Profile {
-        self.growth.finish()
-    }
-}
-
-impl Profile {
-    /// Adds another's samples, durations and request count.
-    pub fn merge(&mut self, other: &Profile) {
-        let mut merger = Merger::new(std::mem::take(self));
-        merger.add(other);
-        *self = merger.finish();
-    }
-}
-
-/// What stands for frames that found no place.
-fn truncated_function() -> Function {
-    Function { name: Arc::from(TRUNCATED), file: Arc::from(""), first_line: 0, kind: FrameKind::Native }
-}
-
-/// A profile that can still grow: the tree and what is needed to find things in it. Its totals are not valid.
-#[derive(Default)]
-struct Growth {
-    profile: Profile,
-    /// Position in `profile.functions`.
-    functions: FxHashMap<Function, u32>,
-    /// (node, function) to the child node.
-    children: FxHashMap<(u32, u32), u32>,
-    /// By node; the root has 0. Empty until the first child.
-    depths: Vec<u16>,
-    line_entries: usize,
-}
-
-impl Growth {
-    fn from_profile(profile: Profile) -> Self {
-        let mut growth = Self {
-            functions: profile.functions.iter().cloned().zip(0..).skip(1).collect(),
-            line_entries: profile.nodes.iter().map(|n| n.own_lines.len() + n.call_lines.len()).sum(),
-            ..Self::default()
-        };
-        growth.depths.push(0);
-        for (node, index) in profile.nodes.iter().zip(0..).skip(1) {
-            growth.children.insert((node.parent, node.function), index);
-            growth.depths.push(growth.depths[node.parent as usize] + 1);
-        }
-        growth.profile = profile;
-        growth
-    }
-
-    fn reserve(&mut self, nodes: usize) {
-        self.functions.reserve(nodes);
-        self.children.reserve(nodes);
-        self.depths.reserve(nodes);
-        self.profile.functions.reserve(nodes);
-        self.profile.nodes.reserve(nodes);
-    }
-
-    /// The child of `node` for a function, made if need be; `None` when the profile is full there.
-    fn child_for(&mut self, node: u32, function: impl FnOnce() -> Function) -> Option<u32> {
-        let depth = self.depths.get(node as usize).copied().unwrap_or(0);
-        if usize::from(depth) >= MAX_DEPTH {
-            return None;
-        }
-        let function = function();
-        let known = self.functions.get(&function).copied();
-        if let Some(&child) = known.and_then(|id| self.children.get(&(node, id))) {
-            return Some(child);
-        }
-        if self.profile.nodes.len() >= MAX_NODES - TRUNCATED_RESERVE {
-            return None;
-        }
-        Some(self.grow(node, known, function))
-    }
-
-    /// The `[truncated]` child of `node`; when even these have run out, the root's.
-    fn truncated(&mut self, node: u32) -> u32 {
-        let function = truncated_function();
-        let known = self.functions.get(&function).copied();
-        let find = |at: u32| known.and_then(|id| self.children.get(&(at, id)).copied());
-        if let Some(fold) = find(node) {
-            return fold;
-        }
-        // The last place is the root's.
-        let full = self.profile.nodes.len() >= MAX_NODES - 1;
-        match find(ROOT) {
-            Some(fold) if full => fold,
-            _ => self.grow(if full { ROOT } else { node }, known, function),
-        }
-    }
-
-    fn grow(&mut self, parent: u32, known: Option<u32>, function: Function) -> u32 {
-        let id = known.unwrap_or_else(|| {
-            let id = self.profile.functions.len() as u32;
-            self.profile.functions.push(function.clone());
-            self.functions.insert(function, id);
-            id
-        });
-        if self.depths.is_empty() {
-            self.depths.push(0);
-        }
-        let child = self.profile.nodes.len() as u32;
-        self.profile.nodes.push(Node::new(id, parent));
-        self.profile.nodes[parent as usize].children.push(child);
-        self.children.insert((parent, id), child);
-        self.depths.push(self.depths[parent as usize] + 1);
-        child
-    }
-
-    fn own(&mut self, node: u32, cost: Cost) {
-        self.profile.nodes[node as usize].own.add(cost);
-    }
-
-    fn own_line(&mut self, node: u32, line: u32, cost: Cost) {
-        add_line(&mut self.profile.nodes[node as usize].own_lines, &mut self.line_entries, line, cost);
-    }
-
-    fn call_line(&mut self, node: u32, line: u32, cost: Cost) {
-        add_line(&mut self.profile.nodes[node as usize].call_lines, &mut self.line_entries, line, cost);
-    }
-
-    fn finish(mut self) -> Profile {
-        self.profile.derive_totals();
-        self.profile
-    }
-}
-
-/// Unknown lines are not stored: they are what is missing to the node's cost.
-fn add_line(lines: &mut Vec<LineCost>, entries: &mut usize, line: u32, cost: Cost) {
-    if line == 0 {
-        return;
-    }
-    match lines.binary_search_by_key(&line, |entry| entry.line) {
-        Ok(at) => lines[at].cost.add(cost),
-        Err(at) if *entries < MAX_LINES => {
-            *entries += 1;
-            lines.insert(at, LineCost { line, cost });
-        }
-        Err(_) => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{frame, py, stack};
+    use super::super::tree::{MAX_DEPTH, MAX_LINES, MAX_NODES, TRUNCATED};
+    use super::super::{FrameKind, Merger};
     use super::*;
 
     fn named<'a>(profile: &'a Profile, path: &[&str]) -> super::super::NodeRef<'a> {
