@@ -180,9 +180,9 @@ fn shorten(name: &Arc<str>) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FrameKind;
     use super::super::testing::{frame, py, stack};
-    use super::super::tree::{MAX_DEPTH, MAX_LINES, MAX_NODES, TRUNCATED};
-    use super::super::{FrameKind, Merger};
+    use super::super::tree::{LineCost, MAX_DEPTH, MAX_LINES, MAX_NODES, TRUNCATED};
     use super::*;
 
     fn named<'a>(profile: &'a Profile, path: &[&str]) -> super::super::NodeRef<'a> {

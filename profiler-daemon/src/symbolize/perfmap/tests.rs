@@ -1,6 +1,7 @@
 //! Forged files, in a directory that stands for a process's root.
 
 use super::*;
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{chown, symlink};
