@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use profiler_fuzz::check_rows;
+use profiler_fuzz::host::check_rows;
 use profiler_fuzz::unwind::rows::rows;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -3,13 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use profiler_fuzz::host::check_rows;
+use profiler_fuzz::process::anonymous;
 use profiler_fuzz::process::elf::{ElfFile, bias};
 use profiler_fuzz::process::maps::Mapping;
 use profiler_fuzz::unwind::{rows::rows, section::Section};
-use profiler_fuzz::{check_rows, file};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(elf) = ElfFile::parse(file(bytes)) else { return };
+    let Ok(elf) = ElfFile::parse(anonymous::file(bytes).expect("room")) else { return };
     if let Ok(symbols) = elf.symbols(&["_PyRuntime", "_PyEval_EvalFrameDefault", "Py_Version", "main"]) {
         for symbol in symbols.values() {
             let _ = elf.unwind_range(symbol.value);

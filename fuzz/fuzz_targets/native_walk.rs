@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use profiler_common::unwind::Space;
 use profiler_ebpf::memory::{Block, Fault, Memory};
 use profiler_ebpf::native::Walker;
-use profiler_fuzz::Host;
+use profiler_fuzz::host::Host;
 use profiler_fuzz::process::elf::ElfFile;
 use profiler_fuzz::unwind::{rows::rows, section::Section};
 

@@ -2,6 +2,7 @@
 //! themselves or nowhere, native recursion, and builds whose frames are not known. Work is bounded, what can be told of
 //! them is, and the rest is said and counted.
 
+#[macro_use]
 mod support;
 
 use std::process::Command;
@@ -117,39 +118,8 @@ fn check(test: &str, version: &'static str) {
     assert!(lost.as_object().expect("an object").values().all(|count| *count == 0), "{lost:#}");
 }
 
-#[test]
-fn forged_frames_of_python_3_8() {
-    check("forged_frames_of_python_3_8", "3.8");
-}
-
-#[test]
-fn forged_frames_of_python_3_9() {
-    check("forged_frames_of_python_3_9", "3.9");
-}
-
-#[test]
-fn forged_frames_of_python_3_10() {
-    check("forged_frames_of_python_3_10", "3.10");
-}
-
-#[test]
-fn forged_frames_of_python_3_11() {
-    check("forged_frames_of_python_3_11", "3.11");
-}
-
-#[test]
-fn forged_frames_of_python_3_12() {
-    check("forged_frames_of_python_3_12", "3.12");
-}
-
-#[test]
-fn forged_frames_of_python_3_13() {
-    check("forged_frames_of_python_3_13", "3.13");
-}
-
-#[test]
-fn forged_frames_of_python_3_14() {
-    check("forged_frames_of_python_3_14", "3.14");
+mod forged_frames {
+    each_version!(super::check);
 }
 
 /// A function that calls itself with a frame pointer, whatever else is built without.

@@ -5,6 +5,7 @@
 //! whole chain of Python functions; the others have a frame that says what is missing. Where the native functions between
 //! them are, is not asserted here: in most builds they have no frame pointers.
 
+#[macro_use]
 mod support;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use support::{Daemon, rehosted, skip};
 const ROUTES: [&str; 8] =
     ["calls", "sorted", "generator", "extension", "made", "deep", "deepest", "released"];
 /// Of each route, on each of the connections: about 1 s of work.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 20;
 const CONNECTIONS: usize = 2;
 /// Samples without the whole chain, of a thousand.
 const INCOMPLETE: f64 = 5.0;
@@ -162,7 +163,7 @@ fn compare(build: &Interpreter, command: Command) {
             judge(&tree, chain, &app, &mut tally);
         }
         println!("{name}: /{route}: {tally:?}");
-        assert!(tally.samples >= 50, "too few to judge: /{route}: {tally:?}");
+        assert!(tally.samples >= 100, "too few to judge: /{route}: {tally:?}");
         let share = tally.incomplete as f64 * 1000.0 / tally.samples as f64;
         assert!(
             share <= INCOMPLETE,
@@ -217,37 +218,4 @@ fn check(test: &str, version: &'static str) {
     }
 }
 
-#[test]
-fn python_3_8() {
-    check("python_3_8", "3.8");
-}
-
-#[test]
-fn python_3_9() {
-    check("python_3_9", "3.9");
-}
-
-#[test]
-fn python_3_10() {
-    check("python_3_10", "3.10");
-}
-
-#[test]
-fn python_3_11() {
-    check("python_3_11", "3.11");
-}
-
-#[test]
-fn python_3_12() {
-    check("python_3_12", "3.12");
-}
-
-#[test]
-fn python_3_13() {
-    check("python_3_13", "3.13");
-}
-
-#[test]
-fn python_3_14() {
-    check("python_3_14", "3.14");
-}
+each_version!(check);

@@ -1,6 +1,10 @@
 //! As in the daemon, for what is read there.
 
 #[rustfmt::skip]
+#[path = "../../../profiler-daemon/src/process/anonymous.rs"]
+pub mod anonymous;
+
+#[rustfmt::skip]
 #[path = "../../../profiler-daemon/src/process/elf.rs"]
 pub mod elf;
 

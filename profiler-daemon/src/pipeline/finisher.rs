@@ -269,7 +269,8 @@ impl Finisher {
         let python_only = !self.native_frames && stack.iter().any(|f| f.kind == FrameKind::Python);
         let shown = |frame: &&Arc<Frame>| !python_only || frame.kind == FrameKind::Python;
         // Inlined functions make it deeper than the walk was; the tree would leave out the innermost.
-        let outer = stack.iter().filter(shown).count().saturating_sub(MAX_DEPTH - 1);
+        let depth = if python_only { stack.iter().filter(shown).count() } else { stack.len() };
+        let outer = depth.saturating_sub(MAX_DEPTH - 1);
         if outer > 0 {
             self.cut += 1;
             gap = gap.or(Some(self.gaps.deep(sample)));

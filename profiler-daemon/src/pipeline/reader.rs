@@ -214,13 +214,19 @@ impl Reader {
         if let Some(recorder) = &mut self.recorder {
             recorder.record(bytes);
         }
-        if let decode::Event::Sample(event) = &event {
-            self.counted.count(&event.sample);
-            if let Some(unwinding) = &self.unwinding
-                && event.sample.header.flags & flags::UNKNOWN_CODE != 0
-            {
-                unwinding.unknown(event.sample.header.pid);
+        match &event {
+            decode::Event::Sample(event) => {
+                self.counted.count(&event.sample);
+                if let Some(unwinding) = &self.unwinding
+                    && event.sample.header.flags & flags::UNKNOWN_CODE != 0
+                {
+                    unwinding.unknown(event.sample.header.pid);
+                }
             }
+            decode::Event::Exec(header) | decode::Event::Exit { header, live: 0 } => {
+                self.counted.ended(header.pid);
+            }
+            _ => {}
         }
         let mut route = route!(self);
         self.engine.event(&event, &mut |output| route.output(output));

@@ -80,7 +80,7 @@ impl Maps {
         let mut last: Arc<Path> = Arc::from(Path::new(""));
         for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()).take(LINES_MAX) {
             let Some(mapping) = parse_line(line, &mut last) else { continue };
-            if mapping.executable || mapping.is_file() || mapping.path.as_os_str() == "[vdso]" {
+            if mapping.executable || mapping.is_file() || mapping.path.as_os_str() == super::vdso::NAME {
                 maps.mappings.push(mapping);
             }
         }

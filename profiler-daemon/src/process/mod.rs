@@ -4,6 +4,7 @@
 //! So every reader here is bounded in space and returns typed errors. What a target can make wait for ever (its
 //! memory, its files) is read through [`patience`], by the callers of this module.
 
+pub mod anonymous;
 pub mod elf;
 pub mod identity;
 pub mod joining;
@@ -20,3 +21,4 @@ pub mod service;
 pub mod sites;
 pub mod sockets;
 pub mod targets;
+pub mod vdso;

@@ -12,8 +12,8 @@
 //! A file system in user space can make every read wait, so files are opened and read through `process::patience`.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::io::Read as _;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -21,10 +21,11 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 
 use super::reason::Reason;
+use crate::process::anonymous;
 use crate::process::elf::{ElfFile, FileId};
-use crate::process::maps::{Mapping, Maps, in_user_space, open};
-use crate::process::memory::{Memory, ProcessMemory};
+use crate::process::maps::{Mapping, in_user_space, open};
 use crate::process::patience::{FILES, PATIENCE};
+use crate::process::vdso;
 
 /// A file with code.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Modules {
     /// The module behind a mapping.
     pub(super) fn get(&mut self, pid: u32, mapping: &Mapping) -> Result<Rc<Module>, Reason> {
         if !mapping.is_file() {
-            let vdso = mapping.path.as_os_str() == "[vdso]";
+            let vdso = mapping.path.as_os_str() == vdso::NAME;
             return if vdso { self.vdso() } else { Err(Reason::Anonymous) };
         }
         let place = mapping.clone();
@@ -106,16 +107,9 @@ impl Modules {
         if let Some(module) = &self.vdso {
             return Ok(module.clone());
         }
-        let maps = Maps::read(std::process::id()).map_err(|_| Reason::Unopened)?;
-        let mapping = maps.iter().find(|m| m.path.as_os_str() == "[vdso]").ok_or(Reason::Anonymous)?;
-        // Two to eight pages on every architecture.
-        let mut bytes = vec![0; (mapping.end - mapping.start).min(1 << 20) as usize];
-        ProcessMemory::new(std::process::id())
-            .read(mapping.start, &mut bytes)
-            .map_err(|_| Reason::Unopened)?;
-        let file = anonymous_file(&mut bytes.as_slice()).map_err(|_| Reason::Unopened)?;
-        let read = Read::of(file, "[vdso]", bytes.len() as u64, false)?;
-        let module = Rc::new(self.number(read, "[vdso]".to_owned()));
+        let file = vdso::file().map_err(|_| Reason::Unopened)?;
+        let read = Read::of(file, vdso::NAME, 0, false)?;
+        let module = Rc::new(self.number(read, vdso::NAME.to_owned()));
         self.vdso = Some(module.clone());
         Ok(module)
     }
@@ -148,7 +142,7 @@ impl Opened {
         if id.size > COPY_MAX.min(room) {
             return Err(Reason::TooLarge);
         }
-        let copy = anonymous_file(&mut file.take(id.size)).map_err(|_| Reason::Unopened)?;
+        let copy = anonymous::file(file.take(id.size)).map_err(|_| Reason::Unopened)?;
         Read::of(copy, name, id.size, false)
     }
 }
@@ -202,22 +196,10 @@ impl Trust {
     }
 }
 
-fn anonymous_file(bytes: &mut impl io::Read) -> io::Result<File> {
-    // SAFETY: a NUL-terminated name.
-    let fd = unsafe { libc::memfd_create(c"module".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    io::copy(bytes, &mut file)?;
-    file.flush()?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::maps::Maps;
 
     fn own_mapping(name: &str) -> Mapping {
         let maps = Maps::read(std::process::id()).unwrap();

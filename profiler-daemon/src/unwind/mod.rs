@@ -12,7 +12,6 @@ mod rule;
 pub mod section;
 pub mod spaces;
 pub mod table;
-mod vdso;
 mod worker;
 
 pub use cache::{Cache, NoTable, Sink};

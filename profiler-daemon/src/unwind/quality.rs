@@ -1,7 +1,8 @@
 //! How well native stacks come out, by process.
 //!
 //! In: samples, as the reader counts them. Out: for each process and for all how many walks ended where nothing called
-//! any more, and why the others ended before. A process is forgotten some time after its end.
+//! any more, and why the others ended before. A process that has ended keeps its numbers until its pid means another, or its
+//! room is needed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,16 +59,26 @@ impl Tally {
 
 /// What was counted since it was handed on last.
 #[derive(Default)]
-pub struct Counted(FxHashMap<u32, Tally>);
+pub struct Counted {
+    by_pid: FxHashMap<u32, Tally>,
+    /// Processes that ended since, or ran another program, in their order, with what was counted of them until then.
+    ended: Vec<(u32, Tally)>,
+}
 
 impl Counted {
     pub fn count(&mut self, sample: &Sample) {
-        let tally = self.0.entry(sample.header.pid).or_default();
+        let tally = self.by_pid.entry(sample.header.pid).or_default();
         // A value that is unknown can only be a mistake of ours.
         let end = usize::from(sample.end).min(end::COUNT - 1);
         tally.ends[end] += 1;
         let complete = sample.end == end::COMPLETE && sample.header.flags & flags::GUESSED != 0;
         tally.guessed += u64::from(complete);
+    }
+
+    /// What comes next with this pid is another process, or another program.
+    pub fn ended(&mut self, pid: u32) {
+        let tally = self.by_pid.remove(&pid).unwrap_or_default();
+        self.ended.push((pid, tally));
     }
 }
 
@@ -78,7 +89,14 @@ pub struct Quality(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     all: Tally,
-    processes: HashMap<u32, Tally>,
+    processes: HashMap<u32, Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    tally: Tally,
+    /// Whatever else is counted for this pid is another's.
+    ended: bool,
 }
 
 /// Processes remembered, as many as can be targets; beyond, those that have ended make room.
@@ -87,33 +105,47 @@ const PROCESSES_MAX: usize = 16_384;
 impl Quality {
     /// Takes over what was counted. `alive` says which processes are worth remembering when there is no room.
     pub fn take(&self, counted: &mut Counted, alive: impl Fn(u32) -> bool) {
-        if counted.0.is_empty() {
+        if counted.by_pid.is_empty() && counted.ended.is_empty() {
             return;
         }
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (pid, tally) in counted.0.drain() {
-            state.all.add(&tally);
-            if state.processes.len() >= PROCESSES_MAX && !state.processes.contains_key(&pid) {
-                state.processes.retain(|pid, _| alive(*pid));
+        for (pid, tally) in counted.ended.drain(..) {
+            if tally.total() > 0 {
+                state.add(pid, &tally, &alive);
             }
-            if state.processes.len() < PROCESSES_MAX || state.processes.contains_key(&pid) {
-                state.processes.entry(pid).or_default().add(&tally);
+            if let Some(known) = state.processes.get_mut(&pid) {
+                known.ended = true;
             }
         }
-    }
-
-    /// The pid means another process, or none, from now on.
-    pub fn forget(&self, pid: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).processes.remove(&pid);
+        for (pid, tally) in counted.by_pid.drain() {
+            state.add(pid, &tally, &alive);
+        }
     }
 
     pub fn of(&self, pid: u32) -> Tally {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.processes.get(&pid).copied().unwrap_or_default()
+        state.processes.get(&pid).map_or_else(Tally::default, |known| known.tally)
     }
 
     pub fn all(&self) -> Tally {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+}
+
+impl State {
+    fn add(&mut self, pid: u32, tally: &Tally, alive: impl Fn(u32) -> bool) {
+        self.all.add(tally);
+        if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&pid) {
+            self.processes.retain(|pid, _| alive(*pid));
+            if self.processes.len() >= PROCESSES_MAX {
+                return;
+            }
+        }
+        let known = self.processes.entry(pid).or_default();
+        if std::mem::take(&mut known.ended) {
+            known.tally = Tally::default();
+        }
+        known.tally.add(tally);
     }
 }
 
@@ -149,8 +181,31 @@ mod tests {
             json!({"samples": 2, "complete": 0, "guessed": 0, "incomplete": {"no_rule": 1, "no_registers": 1}})
         );
         assert_eq!(quality.all().total(), 5);
-        quality.forget(1);
-        assert_eq!((quality.of(1).total(), quality.all().total()), (0, 5));
+    }
+
+    #[test]
+    fn a_pid_that_is_used_again_begins_anew() {
+        let (quality, mut counted) = (Quality::default(), Counted::default());
+        let mut totals = Vec::new();
+        let mut take = |counted: &mut Counted| {
+            quality.take(counted, |_| true);
+            totals.push((quality.of(1).total(), quality.all().total()));
+        };
+        counted.count(&sample(1, end::COMPLETE, 0));
+        take(&mut counted);
+        counted.count(&sample(1, end::FAULT, 0));
+        counted.ended(1);
+        // Until somebody else has it, it is what can be asked about.
+        take(&mut counted);
+        counted.count(&sample(1, end::COMPLETE, 0));
+        take(&mut counted);
+        // All at once: the end of one, and the beginning of the next.
+        counted.count(&sample(1, end::COMPLETE, 0));
+        counted.ended(1);
+        counted.count(&sample(1, end::NO_RULE, 0));
+        take(&mut counted);
+        assert_eq!(totals, [(1, 1), (2, 2), (1, 3), (1, 5)]);
+        assert_eq!(quality.of(1).ends[usize::from(end::NO_RULE)], 1);
     }
 
     #[test]

@@ -13,12 +13,12 @@ use profiler_common::unwind::{MAPPINGS_MAX, MAPPINGS_OF_ONE, Mapping, Space, map
 
 use super::cache::{Cache, Content, Known, NoTable, Read, Sink};
 use super::numbers::Stretches;
-use super::vdso;
 use crate::health::Pulse;
 use crate::process::elf::{self, FileId};
 use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::{self, Maps};
 use crate::process::patience::{FILES, MEMORY, PATIENCE};
+use crate::process::vdso;
 
 /// How long after a look at a process's map another may be taken because it runs unknown code; doubled each time
 /// nothing was new, because what compiles code at run time or hides it does so for ever.
@@ -29,7 +29,8 @@ const PROCESSES_MAX: usize = 16_384;
 
 struct Process {
     key: ProcessKey,
-    list: u64,
+    /// `None`: none could be made yet.
+    list: Option<u64>,
     /// Of its map's text as it was read last.
     fingerprint: u64,
     looked: Instant,
@@ -92,51 +93,73 @@ impl<S: Sink> Spaces<S> {
         }
     }
 
-    pub fn processes(&self) -> usize {
-        self.processes.len()
+    /// As if the process had last been looked at so long ago.
+    #[cfg(test)]
+    pub(super) fn looked(&mut self, pid: u32, ago: Duration) {
+        if let Some(process) = self.processes.get_mut(&pid)
+            && let Some(then) = Instant::now().checked_sub(ago)
+        {
+            process.looked = then;
+        }
     }
 
-    /// Looks at a process's map, and publishes it if it is another one than before.
-    pub fn follow(&mut self, pid: u32) {
-        let Ok(key) = identity::key(pid) else { return self.ended(pid) };
+    /// Those whose mappings the kernel side knows.
+    pub fn processes(&self) -> usize {
+        self.processes.values().filter(|process| process.list.is_some()).count()
+    }
+
+    /// Looks at a process's map, and publishes it if it is another one than before. Whether it was.
+    pub fn follow(&mut self, pid: u32) -> bool {
+        let Ok(key) = identity::key(pid) else {
+            self.ended(pid);
+            return false;
+        };
         if self.processes.get(&pid).is_some_and(|process| process.key != key) {
             self.ended(pid);
         }
         if !self.processes.contains_key(&pid) && self.processes.len() >= PROCESSES_MAX {
             self.counts.full += 1;
-            return;
+            return false;
         }
         self.counts.looks += 1;
+        let list = self.look(pid, key);
+        // Whatever came of it: the next look is not before its time.
+        let nothing = Process { key, list: None, fingerprint: 0, looked: Instant::now(), again: AGAIN };
+        let process = self.processes.entry(pid).or_insert(nothing);
+        process.looked = Instant::now();
+        let Some((list, fingerprint)) = list else { return false };
+        process.fingerprint = fingerprint;
+        process.again = AGAIN;
+        if let Some(old) = process.list.replace(list) {
+            self.leave(old);
+        }
+        true
+    }
+
+    /// The list of what a process maps, and the fingerprint to remember. `None`: it is what it was, or cannot be had.
+    fn look(&mut self, pid: u32, key: ProcessKey) -> Option<(u64, u64)> {
         let Ok(Ok(text)) = PATIENCE.ask(pid, MEMORY, move || Maps::text(pid)) else {
             self.counts.failed += 1;
-            return;
+            return None;
         };
         let fingerprint = self.hasher.hash_one(&text);
-        let before = self.processes.get_mut(&pid);
+        let before = self.processes.get(&pid).filter(|before| before.key == key && before.list.is_some());
         // A process that is ending has no map.
-        if text.is_empty() || before.as_ref().is_some_and(|before| before.fingerprint == fingerprint) {
-            if let Some(before) = before {
-                before.looked = Instant::now();
-                before.again = (before.again * 2).min(AGAIN_MAX);
-            }
-            return;
+        if text.is_empty() || before.is_some_and(|before| before.fingerprint == fingerprint) {
+            return None;
         }
-        let Some((list, whole)) = self.list(pid, &Maps::parse(&text)) else { return };
-        let looked = Instant::now();
+        let (list, whole) = self.list(pid, &Maps::parse(&text))?;
         // What found no room is looked for again.
-        let fingerprint = if whole { fingerprint } else { !fingerprint };
-        let process = Process { key, list, fingerprint, looked, again: AGAIN };
-        if let Some(old) = self.processes.insert(pid, process) {
-            self.leave(old.list);
-        }
+        Some((list, if whole { fingerprint } else { !fingerprint }))
     }
 
     /// The child's mappings are its parent's, and the kernel side knows that already, if it knew the parent's.
     pub fn forked(&mut self, parent: u32, child: u32) {
-        let (Some(mother), Ok(key)) = (self.processes.get(&parent), identity::key(child)) else {
-            return self.follow(child);
+        let mother = self.processes.get(&parent).and_then(|mother| Some((mother.list?, mother.fingerprint)));
+        let (Some((list, fingerprint)), Ok(key)) = (mother, identity::key(child)) else {
+            self.follow(child);
+            return;
         };
-        let (list, fingerprint) = (mother.list, mother.fingerprint);
         let Some(shared) = self.lists.get_mut(&list) else { return };
         if self.processes.len() >= PROCESSES_MAX || self.sink.space(child, shared.space).is_err() {
             self.counts.full += 1;
@@ -144,32 +167,39 @@ impl<S: Sink> Spaces<S> {
         }
         shared.users += 1;
         // It may have mapped something since, so what it maps is not known to be what it says.
-        let process = Process { key, list, fingerprint: !fingerprint, looked: Instant::now(), again: AGAIN };
-        if let Some(old) = self.processes.insert(child, process) {
-            self.leave(old.list);
+        let looked = Instant::now();
+        let process = Process { key, list: Some(list), fingerprint: !fingerprint, looked, again: AGAIN };
+        if let Some(old) = self.processes.insert(child, process).and_then(|old| old.list) {
+            self.leave(old);
         }
     }
 
-    /// A sample of the process was in code that is in no mapping known.
-    pub fn unknown(&mut self, pid: u32) {
+    /// A sample of the process was in code that is in no mapping known. Whether that was a reason to look.
+    pub fn unknown(&mut self, pid: u32) -> bool {
         if let Some(process) = self.processes.get(&pid)
             && process.looked.elapsed() < process.again
         {
-            return;
+            return false;
         }
         self.counts.unknown += 1;
-        self.follow(pid);
+        if !self.follow(pid)
+            && let Some(process) = self.processes.get_mut(&pid)
+        {
+            process.again = (process.again * 2).min(AGAIN_MAX);
+        }
+        true
     }
 
     /// The process is gone, or runs another program.
     pub fn ended(&mut self, pid: u32) {
         self.sink.forget(pid);
-        if let Some(process) = self.processes.remove(&pid) {
-            self.leave(process.list);
+        if let Some(list) = self.processes.remove(&pid).and_then(|process| process.list) {
+            self.leave(list);
         }
     }
 
-    /// To be called now and then: forgets processes whose end nobody told.
+    /// To be called now and then: forgets processes whose end nobody told, and looks at the map of the one that was
+    /// looked at longest ago, since a library that takes another's place is no unknown code.
     pub fn tidy(&mut self) {
         let gone: Vec<u32> = self
             .processes
@@ -179,6 +209,12 @@ impl<S: Sink> Spaces<S> {
             .collect();
         for pid in gone {
             self.ended(pid);
+        }
+        let oldest = self.processes.iter().min_by_key(|(_, process)| process.looked);
+        if let Some((&pid, process)) = oldest
+            && process.looked.elapsed() >= AGAIN_MAX
+        {
+            self.follow(pid);
         }
         self.cache.tidy();
     }

@@ -123,11 +123,12 @@ impl Worker {
         let mut next = Instant::now() + TIDY_EVERY;
         loop {
             pulse.beat();
+            let mut changed = true;
             match self.queue.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Message::Follow(pid)) => spaces.follow(pid),
+                Ok(Message::Follow(pid)) => drop(spaces.follow(pid)),
                 Ok(Message::Forked { parent, child }) => spaces.forked(parent, child),
                 Ok(Message::Ended(pid)) => spaces.ended(pid),
-                Ok(Message::Unknown(pid)) => spaces.unknown(pid),
+                Ok(Message::Unknown(pid)) => changed = spaces.unknown(pid),
                 Ok(Message::Settle(done)) => {
                     // Whoever waited may have gone on.
                     let _ = done.try_send(());
@@ -138,8 +139,10 @@ impl Worker {
             if Instant::now() >= next {
                 spaces.tidy();
                 next = Instant::now() + TIDY_EVERY;
+                changed = true;
             }
-            if self.queue.is_empty() {
+            // Samples in unknown code come by the thousand, and adding up takes longer than most of them.
+            if changed && self.queue.is_empty() {
                 let report = Report {
                     processes: spaces.processes(),
                     usage: spaces.cache.usage(),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::changes::{EARLY, MappedCode, function_in, library};
 use super::*;
 
 /// Functions that the compiler inlines into each other, with mangled names of every kind: namespaces, templates, operators,
@@ -220,4 +221,40 @@ fn code_without_symbols_is_shown_by_its_place() {
     let (stack, outcome) = resolve(&mut symbolizer, key, &[leaf(address)]);
     assert_eq!((names(&stack), outcome.unresolved), (vec![format!("bare+{at:#x}").as_str()], 1));
     assert_eq!(count(&symbolizer, FrameKind::Native, Reason::NoSymbol), 1);
+}
+
+#[test]
+fn where_a_file_says_its_debug_information_lies_nothing_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, fifo) = (dir.path().join("lib.so"), dir.path().join("f"));
+    let mut bytes = std::fs::read(library("libc.so")).unwrap();
+    let Some(end) = memchr::memmem::rfind(&bytes, b".debug\0") else {
+        crate::skip::skip(
+            "where_a_file_says_its_debug_information_lies_nothing_is_opened",
+            "this C library names no file with debug information",
+        );
+        return;
+    };
+    // The name in `.gnu_debuglink`: the rest of a build id.
+    let start = end - 38;
+    assert!(bytes[start..end].iter().all(u8::is_ascii_hexdigit));
+    let name = fifo.to_str().unwrap();
+    bytes[start..end + 6].fill(0);
+    bytes[start..start + name.len()].copy_from_slice(name.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let c = std::ffi::CString::new(name).unwrap();
+    // SAFETY: a NUL-terminated path.
+    assert_eq!(unsafe { libc::mkfifo(c.as_ptr(), 0o600) }, 0);
+    let code = MappedCode::of(&path, None);
+    let frame = function_in(&path, &code, &EARLY);
+    let (told, names_of) = std::sync::mpsc::channel();
+    // A symbolizer that opens the FIFO never returns.
+    std::thread::spawn(move || {
+        let (stack, outcome) = resolve(&mut Symbolizer::default(), me(), &[frame]);
+        let _ = told.send((stack[0].name.to_string(), outcome));
+    });
+    let (name, outcome) =
+        names_of.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait for the FIFO");
+    assert_eq!(outcome, Outcome::default());
+    assert!(!name.starts_with('<') && !name.contains('+'), "{name}");
 }

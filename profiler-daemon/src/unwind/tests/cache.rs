@@ -154,3 +154,71 @@ fn who_is_gone_is_forgotten() {
     drop(spaces);
     assert!(kept.spaces.is_empty());
 }
+
+#[test]
+fn a_look_that_came_to_nothing_is_not_taken_again_at_once() {
+    let own = std::process::id();
+    let mut kept = Kept { broken: true, ..Kept::default() };
+    let mut spaces = Spaces::new(&mut kept);
+    spaces.follow(own);
+    assert_eq!((spaces.counts.looks, spaces.counts.failed, spaces.processes()), (1, 1, 0));
+    assert!(!spaces.unknown(own));
+    assert_eq!(spaces.counts.looks, 1);
+    for wait in [1, 2, 4, 8, 16] {
+        spaces.looked(own, Duration::from_millis(100 * wait - 50));
+        assert!(!spaces.unknown(own), "{wait}");
+        spaces.looked(own, Duration::from_millis(100 * wait));
+        assert!(spaces.unknown(own), "{wait}");
+    }
+    assert_eq!((spaces.counts.looks, spaces.counts.failed, spaces.processes()), (6, 6, 0));
+    spaces.ended(own);
+}
+
+#[test]
+fn a_library_that_takes_anothers_place_is_noticed() {
+    let own = std::process::id();
+    let file = libc();
+    let size = 1 << 16;
+    // SAFETY: a new mapping, which nothing else knows; the descriptor is open.
+    let place = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE,
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            0,
+        )
+    };
+    assert_ne!(place, libc::MAP_FAILED);
+    let mut kept = Kept::default();
+    let mut spaces = Spaces::new(&mut kept);
+    assert!(spaces.follow(own));
+    let own_file = File::open("/proc/self/exe").expect("ourselves");
+    // SAFETY: it takes the place of the mapping above, which nothing else knows.
+    let other = unsafe {
+        libc::mmap(
+            place,
+            size,
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_FIXED,
+            std::os::fd::AsRawFd::as_raw_fd(&own_file),
+            0,
+        )
+    };
+    assert_eq!(other, place);
+    spaces.tidy();
+    assert_eq!(spaces.counts.looks, 1, "it is soon enough later");
+    spaces.looked(own, Duration::from_secs(11));
+    spaces.tidy();
+    assert_eq!((spaces.counts.looks, spaces.counts.unknown), (2, 0));
+    let tables = spaces.cache.usage().tables;
+    drop(spaces);
+    let Space { first, count, .. } = kept.spaces[&own];
+    let mappings = &kept.mappings[first as usize..(first + count) as usize];
+    let mapping = mappings.iter().find(|m| m.start == place as u64).expect("it is in the list");
+    let same = mappings.iter().any(|m| m.start != mapping.start && m.root == mapping.root && m.levels() > 0);
+    assert!(same && tables > 0, "it has the table of this program");
+    // SAFETY: the mapping above; no pointer into it is left.
+    assert_eq!(unsafe { libc::munmap(place, size) }, 0);
+}

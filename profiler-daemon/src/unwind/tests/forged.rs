@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use profiler_common::unwind::{Rule, cfa, fp, ra};
 use profiler_ebpf::native::rule_number;
 
-use super::Host;
+use super::host::{Host, check_rows};
 use super::kept::Kept;
 use crate::process::elf::{ElfFile, FileId};
 use crate::unwind::cache::{Cache, NoTable, Read};
-use crate::unwind::rows::{NONE, ROWS_MAX, Rows, RowsError, STOP, UNSUPPORTED, rows};
+use crate::unwind::rows::{ROWS_MAX, Rows, RowsError, STOP, UNSUPPORTED, rows};
 use crate::unwind::section::Section;
 
 /// Where the section lies.
@@ -243,22 +243,6 @@ fn a_file_has_so_many_rules_and_rows_and_no_more() {
     assert_eq!(section.rows().err(), Some(RowsError::TooMany));
 }
 
-fn check(rows: &Rows) {
-    assert!(rows.rows.len() <= ROWS_MAX);
-    assert!(rows.rows.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1));
-    assert_eq!(rows.rows.last().map(|row| row.1), Some(NONE));
-    let known = |rule: u16| rule >= STOP || usize::from(rule) < rows.rules.len();
-    assert!(rows.rows.iter().all(|row| known(row.1)));
-    // The tree says what the list says.
-    let host = Host::new(rows);
-    for (at, (key, _)) in rows.rows.iter().enumerate().step_by(rows.rows.len() / 50 + 1) {
-        let pc = rows.base + u64::from(*key);
-        let here = rule_number(&host, &host.mapping, pc);
-        let next = rows.rows.get(at + 1).map_or(u64::MAX, |next| rows.base + u64::from(next.0));
-        assert_eq!(rule_number(&host, &host.mapping, next - 1), here);
-    }
-}
-
 #[test]
 fn rows_that_are_spread_take_no_room_from_others() {
     let mut section = Making::default();
@@ -285,7 +269,7 @@ proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         if let Ok(rows) = rows(&bytes, ADDRESS) {
-            check(&rows);
+            check_rows(&rows);
         }
     }
 
@@ -305,7 +289,7 @@ proptest! {
             section.bytes[at as usize % size] = byte;
         }
         if let Ok(rows) = rows(&section.bytes, section.address) {
-            check(&rows);
+            check_rows(&rows);
         }
     }
 }

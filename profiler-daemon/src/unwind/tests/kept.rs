@@ -15,6 +15,8 @@ pub(super) struct Kept {
     pub rules: Vec<Rule>,
     /// By pid.
     pub spaces: BTreeMap<u32, Space>,
+    /// Nothing can be written from now on.
+    pub broken: bool,
 }
 
 fn put<T: Clone>(all: &mut Vec<T>, at: usize, value: T, empty: T) {
@@ -35,6 +37,9 @@ impl Sink for &mut Kept {
         Ok(())
     }
     fn mappings(&mut self, first: u32, mappings: &[Mapping]) -> std::io::Result<()> {
+        if self.broken {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         for (at, mapping) in mappings.iter().enumerate() {
             put(&mut self.mappings, first as usize + at, *mapping, Mapping::default());
         }

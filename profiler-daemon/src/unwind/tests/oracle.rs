@@ -15,7 +15,7 @@ use profiler_common::unwind::{RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Space, end
 use profiler_ebpf::memory::{Block, Fault, Memory};
 use profiler_ebpf::native::{Tables, Walker, rule_number};
 
-use super::Host;
+use super::host::Host;
 use crate::process::elf::ElfFile;
 use crate::skip::skip;
 use crate::unwind::rows::{PADDING_MAX, rows};

@@ -4,14 +4,14 @@
 //! a kernel, and what a process has mapped over its own is not believed.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::FromRawFd;
+use std::io;
 
-use crate::process::maps::Maps;
+use super::anonymous;
+use super::maps::Maps;
 
 /// The name of its mapping in `/proc/PID/maps`.
 pub const NAME: &str = "[vdso]";
-/// It has two pages; one of a megabyte is none.
+/// It has two to eight pages on every architecture; one of a megabyte is none.
 const BYTES_MAX: u64 = 1 << 20;
 
 /// A file of this content, so that it is read as others are.
@@ -26,13 +26,5 @@ pub fn file() -> io::Result<File> {
     // SAFETY: the kernel mapped this memory for reading when the process began, it never changes, and nothing in this
     // process unmaps it.
     let image = unsafe { std::slice::from_raw_parts(mapping.start as *const u8, size as usize) };
-    // SAFETY: the name is a NUL-terminated string.
-    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    file.write_all(image)?;
-    Ok(file)
+    anonymous::file(image)
 }
