@@ -59,6 +59,14 @@ pub struct PythonOffsets {
     pub lasti_unit: u8,
 }
 
+impl PythonOffsets {
+    /// Where the first of the fields of [`crate::code_check`] is: the number of arguments up to 3.10, then the flags.
+    #[inline(always)]
+    pub const fn code_from(&self) -> u16 {
+        if self.code_argcount < self.code_flags { self.code_argcount } else { self.code_flags }
+    }
+}
+
 /// A field that this version does not have.
 pub const NO_FIELD: u16 = u16::MAX;
 /// The byte at `frame_entry` is not 0 for an entry frame (3.11).
@@ -74,9 +82,9 @@ pub const OWNER_INTERPRETER: u8 = 3;
 pub const FRAME_HEAD: u64 = 80;
 /// The same of a frame object, up to 3.10.
 pub const FRAME_OBJECT_HEAD: u64 = 112;
-/// The fields of [`crate::code_check`] lie in so many bytes from here, in all versions.
-pub const CODE_FROM: u16 = 16;
-pub const CODE_READ: u16 = 64;
+/// The fields of [`crate::code_check`] lie in so many bytes from [`PythonOffsets::code_from`], in all versions: mostly
+/// one line of the cache, which is what reading a code object costs.
+pub const CODE_READ: u16 = 32;
 /// Bit of a code object's flags: the interpreter's own code, as it puts below an `__init__` that it calls without C
 /// (`CO_NO_MONITORING_EVENTS`, 3.13 and later; no older version gives this bit a meaning).
 pub const CODE_INTERNAL: u32 = 1 << 25;

@@ -24,23 +24,25 @@ pub trait Memory {
     fn fill<const N: usize>(&self, address: u64, size: u32, block: &mut Block<N>) -> Result<(), Fault>;
 }
 
-/// Room for `N` bytes, a power of two, and slack behind, so that a field at any index below `N` lies inside.
+/// Room for `N` bytes, a power of two.
+///
+/// Numbers are read where they are aligned, as compilers lay them out: an index is rounded down to that. For BPF each
+/// other read is one per byte, and the shifts to put them together, which made most of a walk's time.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Block<const N: usize> {
     bytes: [u8; N],
-    slack: [u8; 8],
 }
 
 impl<const N: usize> Block<N> {
     /// Indices are masked to this, which keeps a wild one inside the block (and tells the verifier so).
     const MASK: usize = {
-        assert!(N.is_power_of_two());
+        assert!(N.is_power_of_two() && N >= 8);
         N - 1
     };
 
     pub const fn zeroed() -> Self {
-        Self { bytes: [0; N], slack: [0; 8] }
+        Self { bytes: [0; N] }
     }
 
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -48,26 +50,27 @@ impl<const N: usize> Block<N> {
     }
 
     #[inline(always)]
-    fn at(&self, index: u32) -> *const u8 {
-        // SAFETY: MASK < N.
-        unsafe { (&raw const *self).cast::<u8>().add(index as usize & Self::MASK) }
+    fn at<T>(&self, index: u32) -> *const T {
+        let mask = Self::MASK & !(size_of::<T>() - 1);
+        // SAFETY: the mask is below N.
+        unsafe { (&raw const *self).cast::<u8>().add(index as usize & mask).cast() }
     }
 
     #[inline(always)]
     pub fn u64(&self, index: u32) -> u64 {
-        // SAFETY: MASK + 8 <= N + 8; the read is unaligned.
-        unsafe { self.at(index).cast::<u64>().read_unaligned() }
+        // SAFETY: a multiple of 8 below N, which is one too, is followed by eight bytes; the block is aligned to 8.
+        unsafe { *self.at(index) }
     }
 
     #[inline(always)]
     pub fn u32(&self, index: u32) -> u32 {
-        // SAFETY: MASK + 4 <= N + 8; the read is unaligned.
-        unsafe { self.at(index).cast::<u32>().read_unaligned() }
+        // SAFETY: as above, of 4.
+        unsafe { *self.at(index) }
     }
 
     #[inline(always)]
     pub fn u8(&self, index: u32) -> u8 {
-        // SAFETY: MASK < N.
+        // SAFETY: an index below N.
         unsafe { *self.at(index) }
     }
 }

@@ -287,14 +287,15 @@ impl Window {
 
     #[inline(always)]
     fn word<M: Memory>(&mut self, memory: &M, address: u64) -> Result<u64, Fault> {
+        // Nobody's stack is like this.
+        if address & 7 != 0 {
+            return memory.word(address);
+        }
         let at = address.wrapping_sub(self.base);
         if at < WINDOW as u64 && at + 8 <= self.valid {
             return Ok(self.bytes.u64(at as u32));
         }
         let rest = PAGE - (address & (PAGE - 1));
-        if rest < 8 {
-            return memory.word(address);
-        }
         let size = if rest < WINDOW_READ { rest } else { WINDOW_READ };
         self.valid = 0;
         memory.fill(address, size as u32, &mut self.bytes)?;

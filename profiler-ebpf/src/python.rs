@@ -4,8 +4,8 @@
 //! [`RawFrame`] at a time, leaf first. Nothing here knows about BPF.
 
 use profiler_common::{
-    CODE_FROM, CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD,
-    FRAME_PYTHON, NO_FIELD, OWNER_INTERPRETER, PythonOffsets, RawFrame, Target, code_check,
+    CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD, FRAME_PYTHON, NO_FIELD,
+    OWNER_INTERPRETER, PythonOffsets, RawFrame, Target, code_check,
 };
 
 use crate::memory::{Block, Fault, Memory};
@@ -80,7 +80,7 @@ const WINDOW_READ: u64 = WINDOW as u64 - 8;
 const PAGE: u64 = 4096;
 /// Low bits of a pointer to a code object that say how it is counted (3.14).
 const TAG: u64 = 3;
-const CODE: usize = 128;
+const CODE: usize = CODE_READ as usize * 2;
 
 impl Scratch {
     pub const fn new() -> Self {
@@ -96,6 +96,10 @@ impl Scratch {
     /// Where in `frames` the head of the frame at `address` is.
     #[inline(always)]
     fn frame<M: Memory>(&mut self, memory: &M, address: u64, objects: bool) -> Result<u32, Fault> {
+        // No allocation of anybody's is like this.
+        if address & 7 != 0 {
+            return Err(Fault);
+        }
         // Frame objects lie anywhere: there is nothing to gain from reading more than one.
         if objects {
             memory.fill(address, FRAME_OBJECT_HEAD as u32, &mut self.frames)?;
@@ -138,7 +142,11 @@ pub fn step<M: Memory>(
     let field = |offset: u16| at.wrapping_add(offset.into());
     let code = scratch.frames.u64(field(offsets.frame_code)) & !TAG;
     let previous = scratch.frames.u64(field(offsets.frame_previous));
-    let instruction = scratch.frames.u64(field(offsets.frame_instr));
+    let instruction = if offsets.lasti_unit == 0 {
+        scratch.frames.u64(field(offsets.frame_instr))
+    } else {
+        scratch.frames.u32(field(offsets.frame_instr)).into()
+    };
     let mark = scratch.frames.u8(field(offsets.frame_entry));
     let entry = match offsets.entry_mode {
         ENTRY_EVERY => true,
@@ -148,8 +156,9 @@ pub fn step<M: Memory>(
         }
         _ => false,
     };
-    memory.fill(code.wrapping_add(CODE_FROM.into()), CODE_READ.into(), &mut scratch.code)?;
-    let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(CODE_FROM).into());
+    let from = offsets.code_from();
+    memory.fill(code.wrapping_add(from.into()), CODE_READ.into(), &mut scratch.code)?;
+    let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(from).into());
     let flags = number(offsets.code_flags);
     let check = code_check(
         number(offsets.code_argcount),
@@ -430,5 +439,7 @@ mod tests {
     fn a_wild_frame_is_a_fault_and_not_a_guess() {
         let m = two_frames();
         assert!(step(&m, &PY311, 0xdead_0000, &mut Scratch::new()).is_err());
+        // There is memory, but nobody lays out frames like this.
+        assert!(step(&m, &PY311, 0x1004, &mut Scratch::new()).is_err());
     }
 }

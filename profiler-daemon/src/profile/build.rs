@@ -26,8 +26,9 @@ pub struct Builder {
     growth: Growth,
     samples: u64,
     sampled_ns: u64,
-    /// The frames whose addresses `edges` and `path` use. Holding them keeps an address from being reused.
-    kept: FxHashMap<usize, Arc<Frame>>,
+    /// The frames whose addresses `edges` and `path` use, with the numbers of their functions. Holding them keeps an
+    /// address from being reused.
+    kept: FxHashMap<usize, (Arc<Frame>, u32)>,
     /// (node, address of a frame) to the child node.
     edges: FxHashMap<(u32, usize), u32>,
     /// The previous stack.
@@ -157,13 +158,16 @@ impl Builder {
         if let Some(&child) = self.edges.get(&edge) {
             return Some(child);
         }
-        let child = self.growth.child_for(node, || Function {
+        let known = self.kept.get(&edge.1).map(|(_, function)| *function);
+        let (child, function) = self.growth.child_for(node, known, || Function {
             name: shorten(&frame.name),
             file: shorten(&frame.file),
             first_line: frame.first_line,
             kind: frame.kind,
         })?;
-        self.kept.entry(edge.1).or_insert_with(|| frame.clone());
+        if known.is_none() {
+            self.kept.insert(edge.1, (frame.clone(), function));
+        }
         self.edges.insert(edge, child);
         Some(child)
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::tree::{Cost, Function, LineCost, MAX_DEPTH, MAX_LINES, MAX_NAME, MAX_NODES, Node};
+use super::tree::{Cost, Function, LineCost, Lines, MAX_DEPTH, MAX_LINES, MAX_NAME, MAX_NODES, Node};
 use super::{FrameKind, Profile};
 
 const VERSION: u8 = 1;
@@ -244,10 +244,10 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn lines(&mut self, entries: &mut usize) -> Result<Vec<LineCost>, DecodeError> {
+    fn lines(&mut self, entries: &mut usize) -> Result<Lines, DecodeError> {
         let count = self.upto(MAX_LINES - *entries, "lines")?;
         *entries += count;
-        let mut lines = Vec::new();
+        let mut lines = Lines::new();
         let mut before = 0u32;
         for _ in 0..count {
             let step = self.line()?;

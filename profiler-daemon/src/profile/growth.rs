@@ -8,13 +8,20 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::tree::{
-    Cost, Function, LineCost, MAX_DEPTH, MAX_LINES, MAX_NODES, Node, ROOT, TRUNCATED, TRUNCATED_RESERVE,
+    Cost, Function, LineCost, Lines, MAX_DEPTH, MAX_LINES, MAX_NODES, Node, ROOT, TRUNCATED,
+    TRUNCATED_RESERVE,
 };
 use super::{FrameKind, Profile};
 
 /// What stands for frames that found no place.
 pub(super) fn truncated_function() -> Function {
     Function { name: Arc::from(TRUNCATED), file: Arc::from(""), first_line: 0, kind: FrameKind::Native }
+}
+
+/// A function that has a number, or none yet: a number is only given to what has a node.
+enum Named {
+    Known(u32),
+    New(Function),
 }
 
 /// A profile that can still grow: the tree and what is needed to find things in it. Its totals are not valid.
@@ -54,28 +61,40 @@ impl Growth {
         self.profile.nodes.reserve(nodes);
     }
 
-    /// The child of `node` for a function, made if need be; `None` when the profile is full there.
-    pub(super) fn child_for(&mut self, node: u32, function: impl FnOnce() -> Function) -> Option<u32> {
+    /// The child of `node` for a function, made if need be; `None` when the profile is full there. `known`: the
+    /// function's number, for whoever has it. Also returns that.
+    pub(super) fn child_for(
+        &mut self,
+        node: u32,
+        known: Option<u32>,
+        function: impl FnOnce() -> Function,
+    ) -> Option<(u32, u32)> {
         let depth = self.depths.get(node as usize).copied().unwrap_or(0);
         if usize::from(depth) >= MAX_DEPTH {
             return None;
         }
-        let function = function();
-        let known = self.functions.get(&function).copied();
-        if let Some(&child) = known.and_then(|id| self.children.get(&(node, id))) {
-            return Some(child);
+        let function = match known {
+            Some(id) => Named::Known(id),
+            None => self.named(function()),
+        };
+        if let Named::Known(id) = function
+            && let Some(&child) = self.children.get(&(node, id))
+        {
+            return Some((child, id));
         }
         if self.profile.nodes.len() >= MAX_NODES - TRUNCATED_RESERVE {
             return None;
         }
-        Some(self.grow(node, known, function))
+        Some(self.grow(node, function))
     }
 
     /// The `[truncated]` child of `node`; when even these have run out, the root's.
     pub(super) fn truncated(&mut self, node: u32) -> u32 {
-        let function = truncated_function();
-        let known = self.functions.get(&function).copied();
-        let find = |at: u32| known.and_then(|id| self.children.get(&(at, id)).copied());
+        let function = self.named(truncated_function());
+        let find = |at: u32| match function {
+            Named::Known(id) => self.children.get(&(at, id)).copied(),
+            Named::New(_) => None,
+        };
         if let Some(fold) = find(node) {
             return fold;
         }
@@ -83,17 +102,25 @@ impl Growth {
         let full = self.profile.nodes.len() >= MAX_NODES - 1;
         match find(ROOT) {
             Some(fold) if full => fold,
-            _ => self.grow(if full { ROOT } else { node }, known, function),
+            _ => self.grow(if full { ROOT } else { node }, function).0,
         }
     }
 
-    fn grow(&mut self, parent: u32, known: Option<u32>, function: Function) -> u32 {
-        let id = known.unwrap_or_else(|| {
-            let id = self.profile.functions.len() as u32;
-            self.profile.functions.push(function.clone());
-            self.functions.insert(function, id);
-            id
-        });
+    fn named(&self, function: Function) -> Named {
+        self.functions.get(&function).map_or_else(|| Named::New(function), |&id| Named::Known(id))
+    }
+
+    /// A new child, and the number of its function.
+    fn grow(&mut self, parent: u32, function: Named) -> (u32, u32) {
+        let id = match function {
+            Named::Known(id) => id,
+            Named::New(function) => {
+                let id = self.profile.functions.len() as u32;
+                self.profile.functions.push(function.clone());
+                self.functions.insert(function, id);
+                id
+            }
+        };
         if self.depths.is_empty() {
             self.depths.push(0);
         }
@@ -102,7 +129,7 @@ impl Growth {
         self.profile.nodes[parent as usize].children.push(child);
         self.children.insert((parent, id), child);
         self.depths.push(self.depths[parent as usize] + 1);
-        child
+        (child, id)
     }
 
     pub(super) fn own(&mut self, node: u32, cost: Cost) {
@@ -124,7 +151,7 @@ impl Growth {
 }
 
 /// Unknown lines are not stored: they are what is missing to the node's cost.
-fn add_line(lines: &mut Vec<LineCost>, entries: &mut usize, line: u32, cost: Cost) {
+fn add_line(lines: &mut Lines, entries: &mut usize, line: u32, cost: Cost) {
     if line == 0 {
         return;
     }

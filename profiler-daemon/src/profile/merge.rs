@@ -24,15 +24,20 @@ impl Merger {
         // Where each of the other's nodes went, and whether it was folded there.
         let mut places: Vec<(u32, bool)> = Vec::with_capacity(other.nodes.len());
         places.push((ROOT, false));
+        // The numbers that its functions have here.
+        let mut numbers: Vec<Option<u32>> = vec![None; other.functions.len()];
         let mut folded = other.truncated_samples;
         growth.own(ROOT, other.nodes[0].own);
         let truncated = truncated_function();
         for node in &other.nodes[1..] {
             let (parent, parent_folded) = places[node.parent as usize];
             let function = &other.functions[node.function as usize];
-            let child = if parent_folded { None } else { growth.child_for(parent, || function.clone()) };
+            let number = &mut numbers[node.function as usize];
+            let child =
+                if parent_folded { None } else { growth.child_for(parent, *number, || function.clone()) };
             match child {
-                Some(child) => {
+                Some((child, function)) => {
+                    *number = Some(function);
                     growth.own(child, node.own);
                     for line in &node.own_lines {
                         growth.own_line(child, line.line, line.cost);

@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::FrameKind;
 use super::format::View;
 
@@ -73,18 +75,23 @@ pub struct LineTotals {
     pub total_ns: u64,
 }
 
+/// Most nodes have one child, are called from one line, and have no time of their own: what they have lies in the node, and
+/// a tree is not three times as many allocations as it has nodes.
+type Children = SmallVec<[u32; 4]>;
+pub(super) type Lines = SmallVec<[LineCost; 1]>;
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
     pub function: u32,
     pub parent: u32,
-    pub children: Vec<u32>,
+    pub children: Children,
     pub own: Cost,
     /// Derived: `own` and the children's totals.
     pub total: Cost,
     /// Where in this function `own` was spent, by line. What is missing to `own` was on unknown lines.
-    pub own_lines: Vec<LineCost>,
+    pub own_lines: Lines,
     /// From which lines of the parent `total` was called. What is missing came from unknown lines.
-    pub call_lines: Vec<LineCost>,
+    pub call_lines: Lines,
 }
 
 impl Node {
@@ -92,11 +99,11 @@ impl Node {
         Self {
             function,
             parent,
-            children: Vec::new(),
+            children: Children::new(),
             own: Cost::default(),
             total: Cost::default(),
-            own_lines: Vec::new(),
-            call_lines: Vec::new(),
+            own_lines: Lines::new(),
+            call_lines: Lines::new(),
         }
     }
 }

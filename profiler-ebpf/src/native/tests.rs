@@ -210,6 +210,18 @@ fn a_stack_at_the_end_of_its_memory_is_read_to_its_last_word() {
 }
 
 #[test]
+fn words_that_are_not_aligned_are_what_is_there() {
+    let mut memory = Recorded::default();
+    memory.put(STACK, &[0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908, 0x1716_1514_1312_1110]);
+    let mut window = Window::new();
+    // Also where the window holds what is around them.
+    for at in [5, 0, 3, 8, 11, 4] {
+        let word = u64::from_le_bytes(core::array::from_fn(|n| (at + n) as u8));
+        assert_eq!(window.word(&memory, STACK + at as u64), Ok(word), "{at}");
+    }
+}
+
+#[test]
 fn an_entry_of_the_linkage_table_has_pushed_from_its_second_instruction_on() {
     for (pc, words) in [(PLT, &[OUTERMOST + 4][..]), (PLT + 11, &[3, OUTERMOST + 4])] {
         let mut memory = Recorded::default();

@@ -7,8 +7,7 @@
 //! [`super::debug_offsets`], [`super::members`].
 
 use profiler_common::{
-    CODE_FROM, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, ENTRY_OWNER, FRAME_HEAD, FRAME_OBJECT_HEAD, NO_FIELD,
-    PythonOffsets,
+    CODE_READ, ENTRY_EVERY, ENTRY_FLAG, ENTRY_OWNER, FRAME_HEAD, FRAME_OBJECT_HEAD, NO_FIELD, PythonOffsets,
 };
 
 use super::Version;
@@ -44,7 +43,7 @@ pub struct CodeLayout {
 }
 
 impl Layout {
-    /// Whether every field lies in what the kernel side reads.
+    /// Whether every field lies in what the kernel side reads, and where the compiler would have put it.
     pub(super) fn can_be_walked(&self) -> bool {
         let walk = &self.walk;
         let objects = walk.entry_mode == ENTRY_EVERY;
@@ -52,8 +51,12 @@ impl Layout {
         let instruction = if objects { 4 } else { 8 };
         let fields = [(walk.frame_code, 8), (walk.frame_previous, 8), (walk.frame_instr, instruction)];
         let mark = (!objects).then_some((walk.frame_entry, 1));
-        let in_head = |(at, size): (u16, u64)| u64::from(at) + size <= head;
-        let in_code = |at: u16| at >= CODE_FROM && at.saturating_add(4) <= CODE_FROM + CODE_READ;
+        let in_head =
+            |(at, size): (u16, u64)| u64::from(at) + size <= head && u64::from(at).is_multiple_of(size);
+        let from = walk.code_from();
+        let in_code = |at: u16| {
+            at.is_multiple_of(4) && at >= from && at.saturating_add(4) <= from.saturating_add(CODE_READ)
+        };
         fields.into_iter().chain(mark).all(in_head)
             && [walk.code_argcount, walk.code_kwonly, walk.code_flags, walk.code_firstline]
                 .into_iter()
@@ -206,6 +209,8 @@ mod tests {
                 PythonOffsets { frame_previous: u16::MAX, ..known.walk },
                 PythonOffsets { code_kwonly: 8, ..known.walk },
                 PythonOffsets { code_flags: 77, ..known.walk },
+                PythonOffsets { frame_code: known.walk.frame_code + 4, ..known.walk },
+                PythonOffsets { code_firstline: known.walk.code_firstline + 2, ..known.walk },
             ] {
                 assert!(!Layout { walk, ..known }.can_be_walked(), "{walk:?}");
             }
