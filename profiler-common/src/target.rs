@@ -13,6 +13,9 @@ pub struct Target {
     /// Bytes from the thread pointer to the first block of thread-specific data (`specific_1stblock`).
     pub tss_block: u32,
     pub reserved: u32,
+    /// Address of the pointer to the thread state that holds the GIL, in versions where the slot does not follow a thread
+    /// from one interpreter of a process to another and a state says whose it is; 0 = only the slot.
+    pub current: u64,
     /// The interpreter loop: program counters in `[loop_start, loop_end)` stand for Python frames.
     pub loop_start: u64,
     pub loop_end: u64,
@@ -53,10 +56,14 @@ pub struct PythonOffsets {
     pub code_flags: u16,
     pub code_firstline: u16,
     pub code_bytecode: u16,
+    /// `PyThreadState.cframe`, which points into the stack of the thread that uses the state; used where
+    /// [`Target::current`] is.
+    pub tstate_stack: u16,
     /// [`ENTRY_FLAG`], [`ENTRY_OWNER`] or [`ENTRY_EVERY`].
     pub entry_mode: u8,
     /// 0: `frame_instr` is the address of an instruction. Else it is an `int` that counts units of so many bytes.
     pub lasti_unit: u8,
+    pub reserved: [u16; 3],
 }
 
 impl PythonOffsets {
@@ -210,8 +217,8 @@ pub struct Settings {
 }
 
 const _: () = {
-    assert!(size_of::<PythonOffsets>() == 24);
-    assert!(size_of::<Target>() == 72);
+    assert!(size_of::<PythonOffsets>() == 32);
+    assert!(size_of::<Target>() == 88);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
     assert!(size_of::<KernelOffsets>() == 56);

@@ -14,22 +14,20 @@ use crate::memory::{Block, Fault, Memory};
 /// interpreter state or runs no Python.
 ///
 /// The state is taken from the thread-specific slot and not from the interpreter's "current thread", because that
-/// is another thread's (or nobody's) whenever this thread does not hold the GIL.
+/// is another thread's (or nobody's) whenever this thread does not hold the GIL. Only where it is this thread's, which
+/// shows by where it points into a stack, it goes before the slot: up to 3.11 the slot keeps the state that the thread
+/// had first, also while it runs in another interpreter of the process, as uWSGI and mod_wsgi let it.
 #[inline(always)]
-pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
-    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
-    //                         struct pthread_key_data *specific[32]; … }
-    let first = thread_pointer + u64::from(target.tss_block);
-    let key = u64::from(target.tss_key);
-    let block = if key < BLOCK_KEYS {
-        first
-    } else {
-        memory.word(first + BLOCK_KEYS * SLOT + key / BLOCK_KEYS * 8)?
+pub fn current_frame<M: Memory>(
+    memory: &M,
+    target: &Target,
+    thread_pointer: u64,
+    stack: Stack,
+) -> Result<u64, Fault> {
+    let state = match holder(memory, target, stack) {
+        0 => in_slot(memory, target, thread_pointer)?,
+        state => state,
     };
-    if block == 0 {
-        return Ok(0);
-    }
-    let state = memory.word(block + key % BLOCK_KEYS * SLOT + 8)?;
     if state == 0 {
         return Ok(0);
     }
@@ -43,6 +41,61 @@ pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64
         return Ok(0);
     }
     memory.word(holder + u64::from(offsets.current_frame))
+}
+
+/// The part of a thread's stack that is in use.
+#[derive(Clone, Copy, Debug)]
+pub struct Stack {
+    pub low: u64,
+    /// Behind its last byte. What is between belongs to no other thread.
+    pub high: u64,
+}
+
+impl Stack {
+    /// Of a thread whose stack pointer is not known.
+    pub const UNKNOWN: Self = Self { low: 0, high: 0 };
+
+    /// glibc keeps what the thread pointer points at above the stack of every thread that it made, in the same mapping; the
+    /// main thread's stack lies above everything.
+    #[inline(always)]
+    pub fn new(stack_pointer: u64, thread_pointer: u64, main: bool) -> Self {
+        Self { low: stack_pointer, high: if main { u64::MAX } else { thread_pointer } }
+    }
+}
+
+/// The state that holds the GIL, if it is this thread's; else 0. What a state says of the thread that made it is no help:
+/// uWSGI makes those of all its threads in one. Who holds the GIL may change meanwhile, so what is not there is no fault.
+#[inline(always)]
+fn holder<M: Memory>(memory: &M, target: &Target, stack: Stack) -> u64 {
+    if target.current == 0 {
+        return 0;
+    }
+    let state = memory.word(target.current).unwrap_or(0);
+    if state == 0 {
+        return 0;
+    }
+    match memory.word(state.wrapping_add(target.python.tstate_stack.into())) {
+        Ok(place) if place >= stack.low && place < stack.high => state,
+        _ => 0,
+    }
+}
+
+/// The state in the thread-specific slot.
+#[inline(always)]
+fn in_slot<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
+    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
+    //                         struct pthread_key_data *specific[32]; … }
+    let first = thread_pointer + u64::from(target.tss_block);
+    let key = u64::from(target.tss_key);
+    let block = if key < BLOCK_KEYS {
+        first
+    } else {
+        memory.word(first + BLOCK_KEYS * SLOT + key / BLOCK_KEYS * 8)?
+    };
+    if block == 0 {
+        return Ok(0);
+    }
+    memory.word(block + key % BLOCK_KEYS * SLOT + 8)
 }
 
 /// Keys in one block of thread-specific data, and bytes of one slot.
@@ -230,8 +283,10 @@ mod tests {
         code_flags: 48,
         code_firstline: 72,
         code_bytecode: 184,
+        tstate_stack: 56,
         entry_mode: ENTRY_FLAG,
         lasti_unit: 0,
+        reserved: [0; 3],
     };
 
     fn two_frames() -> Fake {
@@ -279,8 +334,10 @@ mod tests {
         code_flags: 36,
         code_firstline: 40,
         code_bytecode: 0,
+        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_EVERY,
         lasti_unit: 2,
+        reserved: [0; 3],
     };
 
     /// Offsets of 3.14, from Include/internal/pycore_interpframe_structs.h and Include/cpython/code.h.
@@ -296,8 +353,10 @@ mod tests {
         code_flags: 48,
         code_firstline: 68,
         code_bytecode: 208,
+        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_OWNER,
         lasti_unit: 0,
+        reserved: [0; 3],
     };
 
     #[test]
@@ -364,12 +423,40 @@ mod tests {
         let target = Target { tss_key: 70, tss_block: 0x310, python: PY311, ..Target::default() };
         let block = 0x9000 + 0x310 + 32 * 16 + 2 * 8;
         m.put(block, &[0; 8]);
-        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0));
+        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0));
         m.put(block, &0xb000u64.to_le_bytes());
         m.put(0xb000 + 6 * 16 + 8, &0x5000u64.to_le_bytes());
         m.put(0x5000 + 56, &0x6000u64.to_le_bytes());
         m.put(0x6000 + 8, &0x1000u64.to_le_bytes());
-        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0x1000));
+        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0x1000));
+    }
+
+    #[test]
+    fn the_state_that_holds_the_gil_goes_before_the_slots_if_it_is_this_threads() {
+        let mut m = two_frames();
+        let target =
+            Target { tss_key: 2, tss_block: 0x310, current: 0xa000, python: PY311, ..Target::default() };
+        // The slot's state is at 0x5000, that of another interpreter at 0x7000; what each points at is on the stack.
+        m.put(0x9000 + 0x310 + 2 * 16 + 8, &0x5000u64.to_le_bytes());
+        for (state, place, frame) in [(0x5000u64, 0x8c00u64, 0x1000u64), (0x7000, 0x8800, 0x2000)] {
+            m.put(state + 56, &place.to_le_bytes());
+            m.put(place + 8, &frame.to_le_bytes());
+        }
+        let mut with = |state: u64, stack| {
+            m.put(0xa000, &state.to_le_bytes());
+            current_frame(&m, &target, 0x9000, stack)
+        };
+        let stack = Stack::new(0x8800, 0x9000, false);
+        assert_eq!(with(0x7000, stack), Ok(0x2000));
+        assert_eq!(with(0x5000, stack), Ok(0x1000));
+        // Nobody has it, somebody who is gone, and another thread: below this one's stack, or above.
+        assert_eq!(with(0, stack), Ok(0x1000));
+        assert_eq!(with(0xdead_0000, stack), Ok(0x1000));
+        assert_eq!(with(0x7000, Stack::new(0x8808, 0x9000, false)), Ok(0x1000));
+        assert_eq!(with(0x7000, Stack::new(0x8000, 0x8800, false)), Ok(0x1000));
+        assert_eq!(with(0x7000, Stack::UNKNOWN), Ok(0x1000));
+        // Above the main thread's nothing is another's, and its thread pointer is anywhere.
+        assert_eq!(with(0x7000, Stack::new(0x8800, 0x100, true)), Ok(0x2000));
     }
 
     #[test]
@@ -377,11 +464,11 @@ mod tests {
         let mut m = two_frames();
         let target = Target { tss_key: 2, tss_block: 0x310, python: PY311, ..Target::default() };
         m.put(0x9000 + 0x310 + 2 * 16, &[0; 16]);
-        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0));
+        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0));
         m.put(0x9000 + 0x310 + 2 * 16 + 8, &0x5000u64.to_le_bytes());
         m.put(0x5000 + 56, &0x6000u64.to_le_bytes());
         m.put(0x6000 + 8, &0x1000u64.to_le_bytes());
-        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0x1000));
+        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0x1000));
     }
 
     /// Frames of a chunk, from its first byte to the last of a page, and one in the next: each is read as it is, and

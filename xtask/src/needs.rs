@@ -19,7 +19,7 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: [Need; 13] = [
+const NEEDS: [Need; 15] = [
     // libFuzzer is C++.
     Need { thing: "c++", package: "g++" },
     // `go tool pprof` reads our pprof files.
@@ -32,6 +32,8 @@ const NEEDS: [Need; 13] = [
     Need { thing: "promtool", package: "prometheus" },
     Need { thing: "nginx", package: "nginx-light" },
     Need { thing: "wrk", package: "wrk" },
+    Need { thing: "/usr/bin/uwsgi-core", package: "uwsgi-core" },
+    Need { thing: "/usr/lib/uwsgi/plugins/python311_plugin.so", package: "uwsgi-plugin-python3" },
     // The interpreter whose frames are read, how its environments are made, and its own account of its structures.
     Need { thing: "/usr/bin/python3.11", package: "python3.11" },
     Need { thing: "/usr/lib/python3.11/ensurepip/__init__.py", package: "python3.11-venv" },

@@ -53,6 +53,8 @@ pub struct PythonTarget {
     pub interpreter_loop: InterpreterLoop,
     pub tss_key: u32,
     pub tss_block: u32,
+    /// See [`Target::current`].
+    pub current: u64,
     pub offsets: PythonOffsets,
 }
 
@@ -62,6 +64,7 @@ impl PythonTarget {
         target.flags |= target_flags::PYTHON;
         target.tss_key = self.tss_key;
         target.tss_block = self.tss_block;
+        target.current = self.current;
         let InterpreterLoop { hot, cold, .. } = &self.interpreter_loop;
         (target.loop_start, target.loop_end) = (hot.start, hot.end);
         let cold = cold.clone().unwrap_or_default();
@@ -146,6 +149,7 @@ pub fn detect(pid: u32, maps: &Maps) -> Result<Option<PythonTarget>, PythonError
         interpreter_loop,
         tss_key: thread_data::read_key(&memory, runtime.wrapping_add(layout.tss))?,
         tss_block: thread_data::thread_data_block(pid, maps)?,
+        current: layout.current.map_or(0, |at| runtime.wrapping_add(at)),
         offsets: layout.walk,
     }))
 }

@@ -313,6 +313,7 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
             tss_key: 0,
             tss_block: 0,
             reserved: 0,
+            current: 0,
             loop_start: 0,
             loop_end: 0,
             cold_start: 0,
@@ -358,8 +359,10 @@ const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets
     code_flags: 0,
     code_firstline: 0,
     code_bytecode: 0,
+    tstate_stack: 0,
     entry_mode: 0,
     lasti_unit: 0,
+    reserved: [0; 3],
 };
 
 #[inline(always)]

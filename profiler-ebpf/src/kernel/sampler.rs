@@ -19,7 +19,7 @@ use profiler_common::{
 };
 use profiler_ebpf::{
     native::Walker,
-    python::{self, Scratch},
+    python::{self, Scratch, Stack},
 };
 
 use super::{
@@ -134,9 +134,11 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     };
     walk.mode = if known { NATIVE } else { PYTHON_REST };
     if target.flags & target_flags::PYTHON != 0 && set.kernel.valid != 0 {
-        match read_kernel::<u64>(task(), set.kernel.task_fsbase)
-            .and_then(|base| python::current_frame(&Current, &walk.target, base))
-        {
+        match read_kernel::<u64>(task(), set.kernel.task_fsbase).and_then(|base| {
+            let stack =
+                if known { Stack::new(walk.native.sp, base, ids.pid == ids.tid) } else { Stack::UNKNOWN };
+            python::current_frame(&Current, &walk.target, base, stack)
+        }) {
             Ok(0) => {
                 head.flags |= flags::PYTHON_NO_STATE;
                 count(Stat::PythonNoState);

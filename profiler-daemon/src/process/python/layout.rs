@@ -17,6 +17,10 @@ use super::Version;
 pub struct Layout {
     /// `autoTSSkey` in `_PyRuntime`.
     pub tss: u64,
+    /// `gilstate.tstate_current` in `_PyRuntime`, where it is of use. Up to 3.9 nothing tells which thread a state is used by;
+    /// from 3.12 on the slot above follows a thread from one interpreter to another (`bind_gilstate_tstate` in
+    /// Python/pystate.c), and this is not there any more.
+    pub current: Option<u64>,
     /// What the kernel side walks by.
     pub walk: PythonOffsets,
     /// What the symbolizer reads code objects by, besides.
@@ -95,6 +99,7 @@ pub fn layout(version: Version) -> Option<Layout> {
 
 const PYTHON_3_8: Layout = Layout {
     tss: 1392,
+    current: None,
     walk: PythonOffsets {
         tstate_cframe: NO_FIELD,
         current_frame: 24,
@@ -107,8 +112,10 @@ const PYTHON_3_8: Layout = Layout {
         code_flags: 36,
         code_firstline: 40,
         code_bytecode: NO_FIELD,
+        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_EVERY,
         lasti_unit: 1,
+        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 104,
@@ -128,13 +135,15 @@ const PYTHON_3_9: Layout = Layout { tss: 584, ..PYTHON_3_8 };
 
 const PYTHON_3_10: Layout = Layout {
     // `f_lasti` counts code units of two bytes.
-    walk: PythonOffsets { frame_instr: 96, lasti_unit: 2, ..PYTHON_3_9.walk },
+    walk: PythonOffsets { frame_instr: 96, lasti_unit: 2, tstate_stack: 48, ..PYTHON_3_9.walk },
+    current: Some(568),
     code: CodeLayout { line_format: LineFormat::Ranges, ..PYTHON_3_9.code },
     ..PYTHON_3_9
 };
 
 const PYTHON_3_11: Layout = Layout {
     tss: 592,
+    current: Some(576),
     walk: PythonOffsets {
         tstate_cframe: 56,
         current_frame: 8,
@@ -147,8 +156,10 @@ const PYTHON_3_11: Layout = Layout {
         code_flags: 48,
         code_firstline: 72,
         code_bytecode: 184,
+        tstate_stack: 56,
         entry_mode: ENTRY_FLAG,
         lasti_unit: 0,
+        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 112,
@@ -161,6 +172,7 @@ const PYTHON_3_11: Layout = Layout {
 
 const PYTHON_3_12: Layout = Layout {
     tss: 1544,
+    current: None,
     walk: PythonOffsets {
         current_frame: 0,
         frame_code: 0,
@@ -170,6 +182,7 @@ const PYTHON_3_12: Layout = Layout {
         code_kwonly: 60,
         code_firstline: 68,
         code_bytecode: 192,
+        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_OWNER,
         ..PYTHON_3_11.walk
     },

@@ -5,7 +5,7 @@ use crate::interpreters::{Interpreter, VERSIONS, of_version};
 use crate::skip::skip;
 use profiler_common::{CODE_INTERNAL, NO_FIELD, OWNER_INTERPRETER, RawFrame};
 use profiler_ebpf::memory::{Block, Fault};
-use profiler_ebpf::python::{Scratch, current_frame, step};
+use profiler_ebpf::python::{Scratch, Stack, current_frame, step};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -166,11 +166,15 @@ impl profiler_ebpf::memory::Memory for Walked {
 /// The kernel side's walk, over process memory: frames, and after which of them a native one comes. `thread` is the
 /// thread pointer, which is what `threading.get_ident()` returns.
 pub(crate) fn walk_segments(target: &PythonTarget, memory: ProcessMemory, thread: u64) -> Vec<Vec<RawFrame>> {
+    walk_on(target, memory, thread, Stack::UNKNOWN)
+}
+
+fn walk_on(target: &PythonTarget, memory: ProcessMemory, thread: u64, stack: Stack) -> Vec<Vec<RawFrame>> {
     let memory = Walked(memory);
     let mut entry = Target::default();
     target.fill(&mut entry);
     let mut scratch = Scratch::new();
-    let mut frame = current_frame(&memory, &entry, thread).unwrap();
+    let mut frame = current_frame(&memory, &entry, thread, stack).unwrap();
     let mut segments = vec![Vec::new()];
     for _ in 0..1000 {
         if frame == 0 {
@@ -215,6 +219,10 @@ const OFFSETS: &str = r#"
 int main(void) {
 #if PY_VERSION_HEX < 0x030c0000
     O("tss", _PyRuntimeState, gilstate.autoTSSkey);
+#if PY_VERSION_HEX >= 0x030a0000
+    O("current", _PyRuntimeState, gilstate.tstate_current);
+    O("tstate_stack", PyThreadState, cframe);
+#endif
 #else
     O("tss", _PyRuntimeState, autoTSSkey);
 #endif
@@ -291,6 +299,7 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
         ("code_flags", w.code_flags),
         ("code_firstline", w.code_firstline),
         ("code_bytecode", w.code_bytecode),
+        ("tstate_stack", w.tstate_stack),
         ("filename", c.filename),
         ("name", c.name),
         ("lines", c.lines),
@@ -304,6 +313,7 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
     let mut named: BTreeMap<_, _> =
         fields.into_iter().filter(|(_, at)| *at != NO_FIELD).map(|(name, at)| (name, at.into())).collect();
     named.insert("tss", layout.tss);
+    named.extend(layout.current.map(|at| ("current", at)));
     named.insert("key", 4);
     named.insert("tp_members", 240);
     named
@@ -513,6 +523,81 @@ fn embedded_interpreters_are_walked(interpreter: &Interpreter) -> Result<(), Str
     frames_are_reached_through_the_key(&embedding)
 }
 on_each_version!(embedded_interpreters_are_walked);
+
+fn signal(pid: u32, signal: i32) {
+    // SAFETY: no memory is involved, and the process is a child that nobody has waited for.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+}
+
+/// As in the third field of `/proc/PID/stat`.
+fn state(pid: u32) -> u8 {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap();
+    stat[memchr::memrchr(b')', &stat).unwrap() + 2]
+}
+
+/// A thread that runs in another interpreter of its process, as under uWSGI with two applications, and holds the GIL.
+fn frames_in_another_interpreter_are_reached(interpreter: &Interpreter) -> Result<(), String> {
+    let script = r#"
+import threading
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+print(threading.get_ident(), flush=True)
+run = getattr(interpreters, "exec", None) or interpreters.run_string
+def outside():
+    run(interpreters.create(), """if True:
+        def spin():
+            while True:
+                pass
+        def within():
+            spin()
+        print([id(f.__code__) for f in (spin, within)], "\\nready", flush=True)
+        within()
+""")
+outside()
+"#;
+    let mut command = interpreter.command();
+    command.args(["-s", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let said: Vec<String> = lines.take_while(|line| !line.starts_with("ready")).collect();
+    let outcome = if version_of(interpreter).minor < 10 {
+        Err("nothing tells whose state it is".to_owned())
+    } else if said.len() == 2 {
+        let pid = child.id();
+        let thread = said[0].parse().unwrap();
+        let codes: Vec<u64> =
+            said[1].trim().trim_matches(['[', ']']).split(", ").map(|code| code.parse().unwrap()).collect();
+        let target = detect(pid, &Maps::read(pid).unwrap()).unwrap().unwrap();
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let main = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+        let low = u64::from_str_radix(main.split_once('-').unwrap().0, 16).unwrap();
+        let stack = Stack::new(low, thread, true);
+        // It has yet to call the function that never returns, and what it does meanwhile is not to be looked at.
+        let began = std::time::Instant::now();
+        let found = loop {
+            signal(pid, libc::SIGSTOP);
+            while state(pid) != b'T' {
+                std::thread::yield_now();
+            }
+            let walked = walk_on(&target, ProcessMemory::new(pid), thread, stack).concat();
+            let walked: Vec<u64> = walked.iter().map(|frame| frame.address).collect();
+            if walked.get(1) == Some(&codes[1]) || began.elapsed().as_secs() >= 10 {
+                break walked;
+            }
+            signal(pid, libc::SIGCONT);
+        };
+        assert_eq!(found.get(..2), Some(&codes[..]), "{}", interpreter.name());
+        Ok(())
+    } else {
+        Err(format!("{} has no module for that: {said:?}", interpreter.name()))
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    outcome
+}
+on_each_version!(frames_in_another_interpreter_are_reached);
 
 /// Debian has no build of any of these, and no version after the newest.
 #[test]

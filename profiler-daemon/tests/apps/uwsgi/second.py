@@ -1,0 +1,20 @@
+"""An application that burns 20 ms of CPU time in a function of its own name."""
+
+import time
+
+SECONDS = 0.02
+
+
+def burn_second():
+    began = time.thread_time()
+    total = 0
+    while time.thread_time() - began < SECONDS:
+        for n in range(2000):
+            total += n * n
+    return total
+
+
+def application(environ, start_response):
+    burn_second()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
