@@ -56,7 +56,7 @@ pub struct PythonOffsets {
     pub code_flags: u16,
     pub code_firstline: u16,
     pub code_bytecode: u16,
-    /// `PyThreadState.cframe`, which points into the stack of the thread that uses the state; used where
+    /// `PyThreadState.cframe`, which points into the stack frame of the interpreter loop that runs the state; used where
     /// [`Target::current`] is.
     pub tstate_stack: u16,
     /// [`ENTRY_FLAG`], [`ENTRY_OWNER`] or [`ENTRY_EVERY`].

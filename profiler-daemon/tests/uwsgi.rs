@@ -99,7 +99,8 @@ fn check(test: &str, threads: u32) {
                     }
                     _ => println!("{path}: {line}"),
                 }
-                let other = APPLICATIONS.iter().any(|other| *other != name && stack.contains(other));
+                let other = |other: &&str| *other != name && stack.contains(&format!("/{other}.py"));
+                let other = APPLICATIONS.iter().any(other);
                 assert!(!other, "{path}: {line}");
             }
         }

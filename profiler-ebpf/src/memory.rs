@@ -26,8 +26,9 @@ pub trait Memory {
 
 /// Room for `N` bytes, a power of two.
 ///
-/// Numbers are read where they are aligned, as compilers lay them out: an index is rounded down to that. For BPF each
-/// other read is one per byte, and the shifts to put them together, which made most of a walk's time.
+/// Numbers are read where they are aligned, as compilers lay them out: an index is silently rounded down to that, and
+/// callers see to it that there is nothing to round. For BPF each other read is one per byte, and the shifts to put
+/// them together, which made most of a walk's time.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Block<const N: usize> {

@@ -287,7 +287,7 @@ impl Window {
 
     #[inline(always)]
     fn word<M: Memory>(&mut self, memory: &M, address: u64) -> Result<u64, Fault> {
-        // Nobody's stack is like this.
+        // A table may say so; `Block` reads only what is aligned.
         if address & 7 != 0 {
             return memory.word(address);
         }

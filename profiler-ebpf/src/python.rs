@@ -10,24 +10,26 @@ use profiler_common::{
 
 use crate::memory::{Block, Fault, Memory};
 
-/// The newest frame of the thread whose thread pointer is `thread_pointer`: `Ok(0)` when the thread has no
-/// interpreter state or runs no Python.
+/// The newest frame of the state in the thread-specific slot of the thread with this thread pointer: `Ok(0)` when the
+/// thread has no interpreter state or runs no Python.
 ///
-/// The state is taken from the thread-specific slot and not from the interpreter's "current thread", because that
-/// is another thread's (or nobody's) whenever this thread does not hold the GIL. Only where it is this thread's, which
-/// shows by where it points into a stack, it goes before the slot: up to 3.11 the slot keeps the state that the thread
-/// had first, also while it runs in another interpreter of the process, as uWSGI and mod_wsgi let it.
+/// The slot is asked and not the interpreter's "current thread", because that is another thread's (or nobody's)
+/// whenever this thread does not hold the GIL. For the exception see [`holders_frame`].
 #[inline(always)]
-pub fn current_frame<M: Memory>(
-    memory: &M,
-    target: &Target,
-    thread_pointer: u64,
-    stack: Stack,
-) -> Result<u64, Fault> {
-    let state = match holder(memory, target, stack) {
-        0 => in_slot(memory, target, thread_pointer)?,
-        state => state,
+pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
+    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
+    //                         struct pthread_key_data *specific[32]; … }
+    let first = thread_pointer + u64::from(target.tss_block);
+    let key = u64::from(target.tss_key);
+    let block = if key < BLOCK_KEYS {
+        first
+    } else {
+        memory.word(first + BLOCK_KEYS * SLOT + key / BLOCK_KEYS * 8)?
     };
+    if block == 0 {
+        return Ok(0);
+    }
+    let state = memory.word(block + key % BLOCK_KEYS * SLOT + 8)?;
     if state == 0 {
         return Ok(0);
     }
@@ -43,60 +45,31 @@ pub fn current_frame<M: Memory>(
     memory.word(holder + u64::from(offsets.current_frame))
 }
 
-/// The part of a thread's stack that is in use.
-#[derive(Clone, Copy, Debug)]
-pub struct Stack {
-    pub low: u64,
-    /// Behind its last byte. What is between belongs to no other thread.
-    pub high: u64,
-}
-
-impl Stack {
-    /// Of a thread whose stack pointer is not known.
-    pub const UNKNOWN: Self = Self { low: 0, high: 0 };
-
-    /// glibc keeps what the thread pointer points at above the stack of every thread that it made, in the same mapping; the
-    /// main thread's stack lies above everything.
-    #[inline(always)]
-    pub fn new(stack_pointer: u64, thread_pointer: u64, main: bool) -> Self {
-        Self { low: stack_pointer, high: if main { u64::MAX } else { thread_pointer } }
-    }
-}
-
-/// The state that holds the GIL, if it is this thread's; else 0. What a state says of the thread that made it is no help:
-/// uWSGI makes those of all its threads in one. Who holds the GIL may change meanwhile, so what is not there is no fault.
+/// The newest frame of the state that holds the GIL, if the interpreter loop whose stack frame begins at `stack_pointer`
+/// runs it; else 0.
+///
+/// Up to 3.11 the slot keeps the state that a thread had first, also while the thread works in another interpreter of
+/// the process, as uWSGI and mod_wsgi let it. What a state says of the thread that made it is no help: uWSGI makes those
+/// of all its threads in one. But the loop keeps a structure on its stack that the state points at, and what lies in a
+/// stack frame of this thread is no other's. Who holds the GIL may change meanwhile, so what is not there is no fault.
 #[inline(always)]
-fn holder<M: Memory>(memory: &M, target: &Target, stack: Stack) -> u64 {
-    if target.current == 0 {
-        return 0;
-    }
+pub fn holders_frame<M: Memory>(memory: &M, target: &Target, stack_pointer: u64) -> u64 {
+    let offsets = &target.python;
     let state = memory.word(target.current).unwrap_or(0);
     if state == 0 {
         return 0;
     }
-    match memory.word(state.wrapping_add(target.python.tstate_stack.into())) {
-        Ok(place) if place >= stack.low && place < stack.high => state,
-        _ => 0,
+    let place = memory.word(state.wrapping_add(offsets.tstate_stack.into())).unwrap_or(0);
+    if place < stack_pointer || place - stack_pointer >= LOOP_FRAME {
+        return 0;
     }
+    let holder = if offsets.tstate_cframe == NO_FIELD { state } else { place };
+    memory.word(holder.wrapping_add(offsets.current_frame.into())).unwrap_or(0)
 }
 
-/// The state in the thread-specific slot.
-#[inline(always)]
-fn in_slot<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
-    // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
-    //                         struct pthread_key_data *specific[32]; … }
-    let first = thread_pointer + u64::from(target.tss_block);
-    let key = u64::from(target.tss_key);
-    let block = if key < BLOCK_KEYS {
-        first
-    } else {
-        memory.word(first + BLOCK_KEYS * SLOT + key / BLOCK_KEYS * 8)?
-    };
-    if block == 0 {
-        return Ok(0);
-    }
-    memory.word(block + key % BLOCK_KEYS * SLOT + 8)
-}
+/// Bytes of the loop's stack frame in which its structure lies: builds have 200 to 700. Behind the end of a stack are
+/// its thread's own data, and a guard page before another's.
+const LOOP_FRAME: u64 = 4096;
 
 /// Keys in one block of thread-specific data, and bytes of one slot.
 const BLOCK_KEYS: u64 = 32;
@@ -423,40 +396,36 @@ mod tests {
         let target = Target { tss_key: 70, tss_block: 0x310, python: PY311, ..Target::default() };
         let block = 0x9000 + 0x310 + 32 * 16 + 2 * 8;
         m.put(block, &[0; 8]);
-        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0));
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0));
         m.put(block, &0xb000u64.to_le_bytes());
         m.put(0xb000 + 6 * 16 + 8, &0x5000u64.to_le_bytes());
         m.put(0x5000 + 56, &0x6000u64.to_le_bytes());
         m.put(0x6000 + 8, &0x1000u64.to_le_bytes());
-        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0x1000));
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0x1000));
     }
 
     #[test]
-    fn the_state_that_holds_the_gil_goes_before_the_slots_if_it_is_this_threads() {
+    fn the_state_that_holds_the_gil_counts_where_the_loop_has_it_on_its_stack() {
         let mut m = two_frames();
-        let target =
-            Target { tss_key: 2, tss_block: 0x310, current: 0xa000, python: PY311, ..Target::default() };
-        // The slot's state is at 0x5000, that of another interpreter at 0x7000; what each points at is on the stack.
-        m.put(0x9000 + 0x310 + 2 * 16 + 8, &0x5000u64.to_le_bytes());
-        for (state, place, frame) in [(0x5000u64, 0x8c00u64, 0x1000u64), (0x7000, 0x8800, 0x2000)] {
-            m.put(state + 56, &place.to_le_bytes());
-            m.put(place + 8, &frame.to_le_bytes());
-        }
-        let mut with = |state: u64, stack| {
+        let target = Target { current: 0xa000, python: PY311, ..Target::default() };
+        let place = 0x8800u64;
+        m.put(0xa000, &0x7000u64.to_le_bytes());
+        m.put(0x7000 + 56, &place.to_le_bytes());
+        m.put(place + 8, &0x2000u64.to_le_bytes());
+        let from = |m: &Fake, stack_pointer| holders_frame(m, &target, stack_pointer);
+        assert_eq!([place, place - 600, place - LOOP_FRAME + 8].map(|sp| from(&m, sp)), [0x2000; 3]);
+        // It is a caller's, or another thread's: above or below.
+        assert_eq!([place - LOOP_FRAME, place + 8, 0x100, u64::MAX].map(|sp| from(&m, sp)), [0; 4]);
+        // Where frames hang on the state itself.
+        let older = PythonOffsets { tstate_stack: 48, ..PY310 };
+        m.put(0x7000 + 48, &place.to_le_bytes());
+        m.put(0x7000 + 24, &0x1000u64.to_le_bytes());
+        assert_eq!(holders_frame(&m, &Target { python: older, ..target }, place - 100), 0x1000);
+        // Somebody who is gone, and nobody.
+        for state in [0xdead_0000u64, 0] {
             m.put(0xa000, &state.to_le_bytes());
-            current_frame(&m, &target, 0x9000, stack)
-        };
-        let stack = Stack::new(0x8800, 0x9000, false);
-        assert_eq!(with(0x7000, stack), Ok(0x2000));
-        assert_eq!(with(0x5000, stack), Ok(0x1000));
-        // Nobody has it, somebody who is gone, and another thread: below this one's stack, or above.
-        assert_eq!(with(0, stack), Ok(0x1000));
-        assert_eq!(with(0xdead_0000, stack), Ok(0x1000));
-        assert_eq!(with(0x7000, Stack::new(0x8808, 0x9000, false)), Ok(0x1000));
-        assert_eq!(with(0x7000, Stack::new(0x8000, 0x8800, false)), Ok(0x1000));
-        assert_eq!(with(0x7000, Stack::UNKNOWN), Ok(0x1000));
-        // Above the main thread's nothing is another's, and its thread pointer is anywhere.
-        assert_eq!(with(0x7000, Stack::new(0x8800, 0x100, true)), Ok(0x2000));
+            assert_eq!(from(&m, place), 0);
+        }
     }
 
     #[test]
@@ -464,11 +433,11 @@ mod tests {
         let mut m = two_frames();
         let target = Target { tss_key: 2, tss_block: 0x310, python: PY311, ..Target::default() };
         m.put(0x9000 + 0x310 + 2 * 16, &[0; 16]);
-        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0));
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0));
         m.put(0x9000 + 0x310 + 2 * 16 + 8, &0x5000u64.to_le_bytes());
         m.put(0x5000 + 56, &0x6000u64.to_le_bytes());
         m.put(0x6000 + 8, &0x1000u64.to_le_bytes());
-        assert_eq!(current_frame(&m, &target, 0x9000, Stack::UNKNOWN), Ok(0x1000));
+        assert_eq!(current_frame(&m, &target, 0x9000), Ok(0x1000));
     }
 
     /// Frames of a chunk, from its first byte to the last of a page, and one in the next: each is read as it is, and

@@ -223,9 +223,9 @@ impl Reader {
                     unwinding.unknown(event.sample.header.pid);
                 }
             }
-            decode::Event::Exec(header) | decode::Event::Exit { header, live: 0 } => {
-                self.counted.ended(header.pid);
-            }
+            decode::Event::Exec(header) => self.counted.began(header.pid),
+            decode::Event::Fork { child, .. } => self.counted.began(*child),
+            decode::Event::Exit { header, live: 0 } => self.counted.ended(header.pid),
             _ => {}
         }
         let mut route = route!(self);
@@ -320,6 +320,7 @@ impl Reader {
         let before = identity::key(pid).map_or(u64::MAX, identity::earliest);
         let mut route = route!(self);
         self.engine.process_gone(pid, before, sys::monotonic_ns(), &mut |output| route.output(output));
+        self.counted.ended(pid);
         self.batch.push(Message::Exited(pid));
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::identity::{read_bounded, via};
 
 /// One line of the map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mapping {
     pub start: u64,
     pub end: u64,

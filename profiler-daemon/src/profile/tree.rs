@@ -169,9 +169,13 @@ impl Profile {
 
     /// Memory that it takes, about: what it may have is a hundred times what it usually has, so queues count it.
     pub fn heap_bytes(&self) -> usize {
-        let lines: usize = self.nodes.iter().map(|n| n.own_lines.len() + n.call_lines.len()).sum();
-        self.nodes.len() * (size_of::<Node>() + size_of::<u32>())
-            + lines * size_of::<LineCost>()
+        // What fits into the node is part of it.
+        let lines = |lines: &Lines| if lines.spilled() { lines.len() * size_of::<LineCost>() } else { 0 };
+        let beside = |node: &Node| {
+            let children = if node.children.spilled() { node.children.len() * size_of::<u32>() } else { 0 };
+            children + lines(&node.own_lines) + lines(&node.call_lines)
+        };
+        self.nodes.iter().map(|node| size_of::<Node>() + beside(node)).sum::<usize>()
             + self
                 .functions
                 .iter()

@@ -61,8 +61,15 @@ impl Tally {
 #[derive(Default)]
 pub struct Counted {
     by_pid: FxHashMap<u32, Tally>,
-    /// Processes that ended since, or ran another program, in their order, with what was counted of them until then.
-    ended: Vec<(u32, Tally)>,
+    /// What happened to processes since, in its order, with what was counted of them until then.
+    turns: Vec<(u32, Tally, Turn)>,
+}
+
+enum Turn {
+    /// It is over, and can be asked about until its pid means another.
+    Ended,
+    /// Its pid means a new process, or it runs another program.
+    Began,
 }
 
 impl Counted {
@@ -75,10 +82,19 @@ impl Counted {
         tally.guessed += u64::from(complete);
     }
 
-    /// What comes next with this pid is another process, or another program.
+    /// The process is gone.
     pub fn ended(&mut self, pid: u32) {
+        self.turn(pid, Turn::Ended);
+    }
+
+    /// A process was forked, or runs another program from now on.
+    pub fn began(&mut self, pid: u32) {
+        self.turn(pid, Turn::Began);
+    }
+
+    fn turn(&mut self, pid: u32, turn: Turn) {
         let tally = self.by_pid.remove(&pid).unwrap_or_default();
-        self.ended.push((pid, tally));
+        self.turns.push((pid, tally, turn));
     }
 }
 
@@ -105,16 +121,21 @@ const PROCESSES_MAX: usize = 16_384;
 impl Quality {
     /// Takes over what was counted. `alive` says which processes are worth remembering when there is no room.
     pub fn take(&self, counted: &mut Counted, alive: impl Fn(u32) -> bool) {
-        if counted.by_pid.is_empty() && counted.ended.is_empty() {
+        if counted.by_pid.is_empty() && counted.turns.is_empty() {
             return;
         }
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (pid, tally) in counted.ended.drain(..) {
+        for (pid, tally, turn) in counted.turns.drain(..) {
             if tally.total() > 0 {
                 state.add(pid, &tally, &alive);
             }
-            if let Some(known) = state.processes.get_mut(&pid) {
-                known.ended = true;
+            match turn {
+                Turn::Ended => {
+                    if let Some(known) = state.processes.get_mut(&pid) {
+                        known.ended = true;
+                    }
+                }
+                Turn::Began => drop(state.processes.remove(&pid)),
             }
         }
         for (pid, tally) in counted.by_pid.drain() {
@@ -204,8 +225,10 @@ mod tests {
         counted.ended(1);
         counted.count(&sample(1, end::NO_RULE, 0));
         take(&mut counted);
-        assert_eq!(totals, [(1, 1), (2, 2), (1, 3), (1, 5)]);
-        assert_eq!(quality.of(1).ends[usize::from(end::NO_RULE)], 1);
+        // Another program, of which there is no sample yet.
+        counted.began(1);
+        take(&mut counted);
+        assert_eq!(totals, [(1, 1), (2, 2), (1, 3), (1, 5), (0, 5)]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ struct Process {
     key: ProcessKey,
     /// `None`: none could be made yet.
     list: Option<u64>,
-    /// Of its map's text as it was read last.
+    /// Of the executable mappings that its list was made of: what grows and shrinks otherwise is of no interest.
     fingerprint: u64,
     looked: Instant,
     again: Duration,
@@ -96,11 +96,8 @@ impl<S: Sink> Spaces<S> {
     /// As if the process had last been looked at so long ago.
     #[cfg(test)]
     pub(super) fn looked(&mut self, pid: u32, ago: Duration) {
-        if let Some(process) = self.processes.get_mut(&pid)
-            && let Some(then) = Instant::now().checked_sub(ago)
-        {
-            process.looked = then;
-        }
+        let process = self.processes.get_mut(&pid).expect("a process that is followed");
+        process.looked = Instant::now().checked_sub(ago).expect("a machine that runs for so long");
     }
 
     /// Those whose mappings the kernel side knows.
@@ -122,7 +119,7 @@ impl<S: Sink> Spaces<S> {
             return false;
         }
         self.counts.looks += 1;
-        let list = self.look(pid, key);
+        let list = self.look(pid);
         // Whatever came of it: the next look is not before its time.
         let nothing = Process { key, list: None, fingerprint: 0, looked: Instant::now(), again: AGAIN };
         let process = self.processes.entry(pid).or_insert(nothing);
@@ -137,18 +134,23 @@ impl<S: Sink> Spaces<S> {
     }
 
     /// The list of what a process maps, and the fingerprint to remember. `None`: it is what it was, or cannot be had.
-    fn look(&mut self, pid: u32, key: ProcessKey) -> Option<(u64, u64)> {
+    fn look(&mut self, pid: u32) -> Option<(u64, u64)> {
         let Ok(Ok(text)) = PATIENCE.ask(pid, MEMORY, move || Maps::text(pid)) else {
             self.counts.failed += 1;
             return None;
         };
-        let fingerprint = self.hasher.hash_one(&text);
-        let before = self.processes.get(&pid).filter(|before| before.key == key && before.list.is_some());
         // A process that is ending has no map.
-        if text.is_empty() || before.is_some_and(|before| before.fingerprint == fingerprint) {
+        if text.is_empty() {
             return None;
         }
-        let (list, whole) = self.list(pid, &Maps::parse(&text))?;
+        let maps = Maps::parse(&text);
+        let executable: Vec<&maps::Mapping> = maps.iter().filter(|m| m.executable).collect();
+        let fingerprint = self.hasher.hash_one(&executable);
+        let before = self.processes.get(&pid).filter(|before| before.list.is_some());
+        if before.is_some_and(|before| before.fingerprint == fingerprint) {
+            return None;
+        }
+        let (list, whole) = self.list(pid, &executable)?;
         // What found no room is looked for again.
         Some((list, if whole { fingerprint } else { !fingerprint }))
     }
@@ -166,9 +168,8 @@ impl<S: Sink> Spaces<S> {
             return;
         }
         shared.users += 1;
-        // It may have mapped something since, so what it maps is not known to be what it says.
-        let looked = Instant::now();
-        let process = Process { key, list: Some(list), fingerprint: !fingerprint, looked, again: AGAIN };
+        // It may have mapped something since: its own map, when it is looked at, has another fingerprint then.
+        let process = Process { key, list: Some(list), fingerprint, looked: Instant::now(), again: AGAIN };
         if let Some(old) = self.processes.insert(child, process).and_then(|old| old.list) {
             self.leave(old);
         }
@@ -234,12 +235,11 @@ impl<S: Sink> Spaces<S> {
     }
 
     /// Makes the list of a map, and gives it to the process. Whether it is whole: some file's table found no room.
-    fn list(&mut self, pid: u32, maps: &Maps) -> Option<(u64, bool)> {
+    fn list(&mut self, pid: u32, executable: &[&maps::Mapping]) -> Option<(u64, bool)> {
         self.generation = (self.generation + 1) & ((1 << 30) - 1);
         let generation = self.generation;
         let (mut mappings, mut tables) = (Vec::new(), Vec::new());
         let mut whole = true;
-        let executable: Vec<&maps::Mapping> = maps.iter().filter(|m| m.executable).collect();
         if executable.len() > MAPPINGS_OF_ONE as usize {
             self.counts.full += 1;
         }

@@ -121,14 +121,25 @@ impl Worker {
         let mut spaces = Spaces::new(sink);
         spaces.pulse = Some(pulse.clone());
         let mut next = Instant::now() + TIDY_EVERY;
+        // Something that the report does not say yet.
+        let mut changed = true;
         loop {
             pulse.beat();
-            let mut changed = true;
             match self.queue.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Message::Follow(pid)) => drop(spaces.follow(pid)),
-                Ok(Message::Forked { parent, child }) => spaces.forked(parent, child),
-                Ok(Message::Ended(pid)) => spaces.ended(pid),
-                Ok(Message::Unknown(pid)) => changed = spaces.unknown(pid),
+                Ok(Message::Follow(pid)) => {
+                    spaces.follow(pid);
+                    changed = true;
+                }
+                Ok(Message::Forked { parent, child }) => {
+                    spaces.forked(parent, child);
+                    changed = true;
+                }
+                Ok(Message::Ended(pid)) => {
+                    spaces.ended(pid);
+                    changed = true;
+                }
+                // They come by the thousand, and adding up takes longer than most of them.
+                Ok(Message::Unknown(pid)) => changed |= spaces.unknown(pid),
                 Ok(Message::Settle(done)) => {
                     // Whoever waited may have gone on.
                     let _ = done.try_send(());
@@ -141,7 +152,6 @@ impl Worker {
                 next = Instant::now() + TIDY_EVERY;
                 changed = true;
             }
-            // Samples in unknown code come by the thousand, and adding up takes longer than most of them.
             if changed && self.queue.is_empty() {
                 let report = Report {
                     processes: spaces.processes(),
@@ -150,6 +160,7 @@ impl Worker {
                     untold: 0,
                 };
                 *self.shared.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+                changed = false;
             }
         }
     }

@@ -19,7 +19,7 @@ use profiler_common::{
 };
 use profiler_ebpf::{
     native::Walker,
-    python::{self, Scratch, Stack},
+    python::{self, Scratch},
 };
 
 use super::{
@@ -67,6 +67,9 @@ pub struct Walk {
     /// Native frames among them.
     natives: u32,
     steps: u32,
+    /// 1: the interpreter loop was not met yet, and who holds the GIL may be of use there.
+    unasked: u32,
+    reserved: u32,
 }
 
 const RECORD_MAX: u64 =
@@ -112,6 +115,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.sample.end = end::NO_REGISTERS;
     walk.native.unknown = 0;
     walk.natives = 0;
+    walk.unasked = 0;
     walk.python = 0;
     walk.scratch.forget();
     // SAFETY: the context of a perf-event program is bpf_perf_event_data.
@@ -134,15 +138,11 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     };
     walk.mode = if known { NATIVE } else { PYTHON_REST };
     if target.flags & target_flags::PYTHON != 0 && set.kernel.valid != 0 {
-        match read_kernel::<u64>(task(), set.kernel.task_fsbase).and_then(|base| {
-            let stack =
-                if known { Stack::new(walk.native.sp, base, ids.pid == ids.tid) } else { Stack::UNKNOWN };
-            python::current_frame(&Current, &walk.target, base, stack)
-        }) {
-            Ok(0) => {
-                head.flags |= flags::PYTHON_NO_STATE;
-                count(Stat::PythonNoState);
-            }
+        walk.unasked = u32::from(target.current != 0);
+        match read_kernel::<u64>(task(), set.kernel.task_fsbase)
+            .and_then(|base| python::current_frame(&Current, &walk.target, base))
+        {
+            Ok(0) => head.flags |= flags::PYTHON_NO_STATE,
             Ok(frame) => walk.python = frame,
             Err(_) => {
                 head.flags |= flags::PYTHON_FAULT;
@@ -231,6 +231,16 @@ fn step(walk: &mut Walk) {
         let (pc, target) = (walk.native.pc, &walk.target);
         let hot = pc >= target.loop_start && pc < target.loop_end;
         let cold = pc >= target.cold_start && pc < target.cold_end;
+        if (hot || cold) && walk.unasked != 0 {
+            walk.unasked = 0;
+            // Where a guess leads is no evidence of whose stack it is.
+            let guessed = walk.native.guessed != 0;
+            let frame = if guessed { 0 } else { python::holders_frame(&Current, target, walk.native.sp) };
+            if frame != 0 {
+                walk.python = frame;
+                walk.sample.header.flags &= !flags::PYTHON_NO_STATE;
+            }
+        }
         let in_loop = walk.python != 0 && (hot || cold);
         if !in_loop {
             // What people wrote goes before what runs it.
@@ -334,6 +344,9 @@ pub fn finish(ctx: &PerfEventContext) -> u32 {
         }
         if (*walk).sample.header.flags & flags::TRUNCATED != 0 {
             count(Stat::StackTruncated);
+        }
+        if (*walk).sample.header.flags & flags::PYTHON_NO_STATE != 0 {
+            count(Stat::PythonNoState);
         }
         if length > RECORD_MAX {
             return 0;
