@@ -301,5 +301,10 @@ fn a_recorded_command_ends_with_ctrl_c() {
         .flatten()
         .filter_map(|file| fs::read_to_string(file.path()).ok())
         .collect();
-    assert!(texts.iter().any(|text| text.contains("burn_d")), "{} files without burn_d", texts.len());
+    let first = texts.first().map_or("", String::as_str);
+    assert!(
+        texts.iter().any(|text| text.contains("burn_d")),
+        "{} files without burn_d, such as\n{first}",
+        texts.len()
+    );
 }

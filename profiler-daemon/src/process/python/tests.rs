@@ -547,8 +547,21 @@ fn stack_pointer(pid: u32) -> u64 {
     u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
 }
 
+/// A child that does not end by itself, also where the test fails.
+struct Endless(Child);
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A thread that runs in another interpreter of its process, as under uWSGI with two applications, and holds the GIL.
 fn frames_in_another_interpreter_are_reached(interpreter: &Interpreter) -> Result<(), String> {
+    if version_of(interpreter).minor < 10 {
+        return Err("nothing tells whose state it is".to_owned());
+    }
     let script = r#"
 import threading
 try:
@@ -574,46 +587,40 @@ outside()
 "#;
     let mut command = interpreter.command();
     command.args(["-s", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut child = Endless(command.spawn().unwrap());
+    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map_while(Result::ok);
     let said: Vec<String> = lines.take_while(|line| !line.starts_with("ready")).collect();
-    let outcome = if version_of(interpreter).minor < 10 {
-        Err("nothing tells whose state it is".to_owned())
-    } else if said != ["none"] {
-        assert_eq!(said.len(), 2, "{said:?}");
-        let pid = child.id();
-        let thread = said[0].parse().unwrap();
-        let codes: Vec<u64> =
-            said[1].trim().trim_matches(['[', ']']).split(", ").map(|code| code.parse().unwrap()).collect();
-        let target = detect(pid, &Maps::read(pid).unwrap()).unwrap().unwrap();
-        // It has yet to call the function that never returns, and what it does meanwhile is not to be looked at.
-        let began = std::time::Instant::now();
-        let found = loop {
-            signal(pid, libc::SIGSTOP);
-            while state(pid) != b'T' {
-                std::thread::yield_now();
-            }
-            let (memory, entry) = (Walked(ProcessMemory::new(pid)), entry(&target));
-            // It spins in the loop itself, whose stack frame the stack pointer is the beginning of.
-            let newest = match entry.current {
-                0 => current_frame(&memory, &entry, thread).unwrap(),
-                _ => holders_frame(&memory, &entry, stack_pointer(pid)),
-            };
-            let walked: Vec<u64> =
-                walk_from(&memory, &entry, newest).iter().flatten().map(|frame| frame.address).collect();
-            if walked.get(1) == Some(&codes[1]) || began.elapsed().as_secs() >= 10 {
-                break walked;
-            }
-            signal(pid, libc::SIGCONT);
+    if said == ["none"] {
+        return Err(format!("{} has no module for that", interpreter.name()));
+    }
+    assert_eq!(said.len(), 2, "{said:?}");
+    let pid = child.0.id();
+    let thread = said[0].parse().unwrap();
+    let codes: Vec<u64> =
+        said[1].trim().trim_matches(['[', ']']).split(", ").map(|code| code.parse().unwrap()).collect();
+    let target = detect(pid, &Maps::read(pid).unwrap()).unwrap().unwrap();
+    // It has yet to call the function that never returns, and what it does meanwhile is not to be looked at.
+    let began = std::time::Instant::now();
+    let found = loop {
+        signal(pid, libc::SIGSTOP);
+        while state(pid) != b'T' {
+            std::thread::yield_now();
+        }
+        let (memory, entry) = (Walked(ProcessMemory::new(pid)), entry(&target));
+        // It spins in the loop itself, whose stack frame the stack pointer is the beginning of.
+        let newest = match entry.current {
+            0 => current_frame(&memory, &entry, thread).unwrap(),
+            _ => holders_frame(&memory, &entry, stack_pointer(pid)),
         };
-        assert_eq!(found.get(..2), Some(&codes[..]), "{}", interpreter.name());
-        Ok(())
-    } else {
-        Err(format!("{} has no module for that", interpreter.name()))
+        let walked: Vec<u64> =
+            walk_from(&memory, &entry, newest).iter().flatten().map(|frame| frame.address).collect();
+        if walked.get(1) == Some(&codes[1]) || began.elapsed().as_secs() >= 10 {
+            break walked;
+        }
+        signal(pid, libc::SIGCONT);
     };
-    child.kill().unwrap();
-    child.wait().unwrap();
-    outcome
+    assert_eq!(found.get(..2), Some(&codes[..]), "{}", interpreter.name());
+    Ok(())
 }
 on_each_version!(frames_in_another_interpreter_are_reached);
 
