@@ -316,7 +316,8 @@ impl Manager {
         };
         info.key = key;
         self.boundary.inherit(parent, child);
-        let ready = info.interpreter_stacks.works || info.runtime.name != "python";
+        let ready = (info.interpreter_stacks.works || info.runtime.name != "python")
+            && self.roster.inherited(parent, child);
         self.roster.enter(info);
         if let Some(unwinding) = &self.unwinding {
             unwinding.forked(parent, child);

@@ -14,6 +14,7 @@ use crate::bpf::{Connections, HashOf, TargetValue};
 trait Followed: Send {
     fn insert(&mut self, pid: u32, target: Target) -> Result<(), MapError>;
     fn remove(&mut self, pid: u32);
+    fn get(&self, pid: u32) -> Option<Target>;
     fn entries(&self) -> Vec<(u32, Target)>;
 }
 
@@ -25,6 +26,10 @@ impl Followed for HashOf<u32, TargetValue> {
     fn remove(&mut self, pid: u32) {
         // The kernel side removes it too where it can tell; an entry that is gone already is no error.
         let _ = self.remove(&pid);
+    }
+
+    fn get(&self, pid: u32) -> Option<Target> {
+        Some(self.get(&pid, 0).ok()?.0)
     }
 
     fn entries(&self) -> Vec<(u32, Target)> {
@@ -47,6 +52,12 @@ impl Roster {
     /// The kernel side looks at this process from now on, and how.
     pub fn follow(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
         self.kernel.insert(pid, target)
+    }
+
+    /// Whether the kernel side knows of a child what it knows of its parent. The child got its entry when it was forked,
+    /// and its parent may have been looked into since.
+    pub fn inherited(&self, parent: u32, child: u32) -> bool {
+        self.kernel.get(child).is_some_and(|target| Some(target) == self.kernel.get(parent))
     }
 
     /// The process is what it was found to be, and followed.
@@ -127,6 +138,9 @@ mod tests {
         }
         fn remove(&mut self, pid: u32) {
             self.0.lock().unwrap().remove(&pid);
+        }
+        fn get(&self, pid: u32) -> Option<Target> {
+            self.0.lock().unwrap().get(&pid).copied()
         }
         fn entries(&self) -> Vec<(u32, Target)> {
             self.0.lock().unwrap().iter().map(|(pid, target)| (*pid, *target)).collect()
@@ -226,6 +240,26 @@ mod tests {
         assert_eq!(roster.unknown(), [6], "neither the target nor what was rejected");
         roster.let_go(6);
         assert_eq!(roster.unknown(), [0; 0]);
+    }
+
+    #[test]
+    fn a_child_forked_before_its_parent_was_looked_into_is_told_apart() {
+        let (mut roster, map) = roster(&[]);
+        let fork = |child| {
+            let mut map = map.0.lock().unwrap();
+            let target = map[&5];
+            map.insert(child, target);
+        };
+        follow(&mut roster, 5);
+        fork(6);
+        assert!(roster.inherited(5, 6));
+        let python = Target { flags: HTTP | target_flags::PYTHON, tss_key: 3, ..Target::default() };
+        roster.follow(5, python).unwrap();
+        fork(7);
+        assert!(roster.inherited(5, 7));
+        assert!(!roster.inherited(5, 6), "its stacks would have no Python frames for ever");
+        roster.bury(7);
+        assert!(!roster.inherited(5, 7) && !roster.inherited(8, 9));
     }
 
     #[test]
