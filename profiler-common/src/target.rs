@@ -41,9 +41,10 @@ pub mod target_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PythonOffsets {
-    /// `PyThreadState.cframe`; [`NO_FIELD`] where the thread state points at the frame itself.
+    /// `PyThreadState.cframe`, which points at a structure in the stack frame of the interpreter loop that runs the state;
+    /// [`NO_FIELD`] where there is none (up to 3.9, from 3.13 on).
     pub tstate_cframe: u16,
-    /// From the structure above to the pointer to the current frame.
+    /// From the structure above, or the thread state ([`Self::frames_on_state`]), to the pointer to the current frame.
     pub current_frame: u16,
     pub frame_code: u16,
     pub frame_previous: u16,
@@ -56,17 +57,20 @@ pub struct PythonOffsets {
     pub code_flags: u16,
     pub code_firstline: u16,
     pub code_bytecode: u16,
-    /// `PyThreadState.cframe`, which points into the stack frame of the interpreter loop that runs the state; used where
-    /// [`Target::current`] is.
-    pub tstate_stack: u16,
     /// [`ENTRY_FLAG`], [`ENTRY_OWNER`] or [`ENTRY_EVERY`].
     pub entry_mode: u8,
     /// 0: `frame_instr` is the address of an instruction. Else it is an `int` that counts units of so many bytes.
     pub lasti_unit: u8,
-    pub reserved: [u16; 3],
 }
 
 impl PythonOffsets {
+    /// Whether the thread state points at the current frame itself, and not by way of `cframe`: that of 3.10, where frames
+    /// are objects, has nothing to do with frames.
+    #[inline(always)]
+    pub const fn frames_on_state(&self) -> bool {
+        self.tstate_cframe == NO_FIELD || self.entry_mode == ENTRY_EVERY
+    }
+
     /// Where the first of the fields of [`crate::code_check`] is: the number of arguments up to 3.10, then the flags.
     #[inline(always)]
     pub const fn code_from(&self) -> u16 {
@@ -217,8 +221,8 @@ pub struct Settings {
 }
 
 const _: () = {
-    assert!(size_of::<PythonOffsets>() == 32);
-    assert!(size_of::<Target>() == 88);
+    assert!(size_of::<PythonOffsets>() == 24);
+    assert!(size_of::<Target>() == 80);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
     assert!(size_of::<KernelOffsets>() == 56);

@@ -3,7 +3,6 @@
 //! Two oracles: what the routes go through in C by the interpreter's own source, and py-spy (`dump --native`) on the same
 //! process in the same request, whose frames must all be in a stack of ours, in the same order.
 
-#[macro_use]
 mod support;
 
 use std::collections::BTreeSet;
@@ -236,7 +235,7 @@ fn check(test: &str, version: &'static str) {
     }
 }
 
-each_version!(check);
+support::interpreters::each_version!(check);
 
 /// `--native=no`: the same stacks, and nothing of C in them.
 #[test]

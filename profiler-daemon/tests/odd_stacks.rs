@@ -2,7 +2,6 @@
 //! themselves or nowhere, native recursion, and builds whose frames are not known. Work is bounded, what can be told of
 //! them is, and the rest is said and counted.
 
-#[macro_use]
 mod support;
 
 use std::process::Command;
@@ -119,7 +118,7 @@ fn check(test: &str, version: &'static str) {
 }
 
 mod forged_frames {
-    each_version!(super::check);
+    crate::support::interpreters::each_version!(super::check);
 }
 
 /// A function that calls itself with a frame pointer, whatever else is built without.

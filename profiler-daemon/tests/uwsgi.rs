@@ -20,14 +20,16 @@ const ROUNDS: usize = 15;
 const CLIENTS: usize = 3;
 const APPLICATIONS: [&str; 2] = ["first", "second"];
 
-fn start(threads: u32) -> (u16, Group) {
+fn start(threads: u32, folder: &Path) -> (u16, Group) {
     let port = free_port();
-    let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/uwsgi");
     let mut command = Command::new(PROGRAM);
     command.args(["--plugin", "python311", "--http-socket", &format!("127.0.0.1:{port}")]);
     command.args(["--master", "--processes", "2", "--threads", &threads.to_string()]);
     for name in APPLICATIONS {
-        command.arg("--mount").arg(format!("/{name}={}/{name}.py", apps.display()));
+        let program = folder.join(format!("{name}.py"));
+        let text = include_str!("apps/uwsgi/app.py").replace("NAME", name);
+        std::fs::write(&program, text).expect("a program");
+        command.arg("--mount").arg(format!("/{name}={}", program.display()));
     }
     command.args(["--manage-script-name", "--need-app", "--disable-logging", "--die-on-term"]);
     command.env("PYTHONDONTWRITEBYTECODE", "1");
@@ -44,7 +46,8 @@ fn check(test: &str, threads: u32) {
     if !Path::new(PROGRAM).exists() || !Path::new(PLUGIN).exists() {
         return skip(test, format!("there is no {PROGRAM} with {PLUGIN}"));
     }
-    let (port, group) = start(threads);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (port, group) = start(threads, folder.path());
     let daemon = Daemon::start(&["--pid", &group.pid().to_string(), "--freq", "999"]);
     let exchanges: Vec<Exchange> = std::thread::scope(|scope| {
         let clients = (0..CLIENTS).map(|client| {

@@ -5,7 +5,6 @@
 //! whole chain of Python functions; the others have a frame that says what is missing. Where the native functions between
 //! them are, is not asserted here: in most builds they have no frame pointers.
 
-#[macro_use]
 mod support;
 
 use std::path::PathBuf;
@@ -218,4 +217,4 @@ fn check(test: &str, version: &'static str) {
     }
 }
 
-each_version!(check);
+support::interpreters::each_version!(check);

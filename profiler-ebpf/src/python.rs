@@ -4,7 +4,7 @@
 //! [`RawFrame`] at a time, leaf first. Nothing here knows about BPF.
 
 use profiler_common::{
-    CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD, FRAME_PYTHON, NO_FIELD,
+    CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD, FRAME_PYTHON,
     OWNER_INTERPRETER, PythonOffsets, RawFrame, Target, code_check,
 };
 
@@ -34,7 +34,7 @@ pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64
         return Ok(0);
     }
     let offsets = &target.python;
-    let holder = if offsets.tstate_cframe == NO_FIELD {
+    let holder = if offsets.frames_on_state() {
         state
     } else {
         memory.word(state + u64::from(offsets.tstate_cframe))?
@@ -59,11 +59,11 @@ pub fn holders_frame<M: Memory>(memory: &M, target: &Target, stack_pointer: u64)
     if state == 0 {
         return 0;
     }
-    let place = memory.word(state.wrapping_add(offsets.tstate_stack.into())).unwrap_or(0);
+    let place = memory.word(state.wrapping_add(offsets.tstate_cframe.into())).unwrap_or(0);
     if place < stack_pointer || place - stack_pointer >= LOOP_FRAME {
         return 0;
     }
-    let holder = if offsets.tstate_cframe == NO_FIELD { state } else { place };
+    let holder = if offsets.frames_on_state() { state } else { place };
     memory.word(holder.wrapping_add(offsets.current_frame.into())).unwrap_or(0)
 }
 
@@ -206,7 +206,7 @@ mod tests {
     use std::cell::Cell;
     use std::collections::{HashMap, HashSet};
 
-    use profiler_common::ENTRY_OWNER;
+    use profiler_common::{ENTRY_OWNER, NO_FIELD};
 
     use super::*;
 
@@ -256,10 +256,8 @@ mod tests {
         code_flags: 48,
         code_firstline: 72,
         code_bytecode: 184,
-        tstate_stack: 56,
         entry_mode: ENTRY_FLAG,
         lasti_unit: 0,
-        reserved: [0; 3],
     };
 
     fn two_frames() -> Fake {
@@ -307,10 +305,8 @@ mod tests {
         code_flags: 36,
         code_firstline: 40,
         code_bytecode: 0,
-        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_EVERY,
         lasti_unit: 2,
-        reserved: [0; 3],
     };
 
     /// Offsets of 3.14, from Include/internal/pycore_interpframe_structs.h and Include/cpython/code.h.
@@ -326,10 +322,8 @@ mod tests {
         code_flags: 48,
         code_firstline: 68,
         code_bytecode: 208,
-        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_OWNER,
         lasti_unit: 0,
-        reserved: [0; 3],
     };
 
     #[test]
@@ -417,7 +411,7 @@ mod tests {
         // It is a caller's, or another thread's: above or below.
         assert_eq!([place - LOOP_FRAME, place + 8, 0x100, u64::MAX].map(|sp| from(&m, sp)), [0; 4]);
         // Where frames hang on the state itself.
-        let older = PythonOffsets { tstate_stack: 48, ..PY310 };
+        let older = PythonOffsets { tstate_cframe: 48, ..PY310 };
         m.put(0x7000 + 48, &place.to_le_bytes());
         m.put(0x7000 + 24, &0x1000u64.to_le_bytes());
         assert_eq!(holders_frame(&m, &Target { python: older, ..target }, place - 100), 0x1000);

@@ -320,7 +320,9 @@ impl Reader {
         let before = identity::key(pid).map_or(u64::MAX, identity::earliest);
         let mut route = route!(self);
         self.engine.process_gone(pid, before, sys::monotonic_ns(), &mut |output| route.output(output));
-        self.counted.ended(pid);
+        if before == u64::MAX {
+            self.counted.ended(pid);
+        }
         self.batch.push(Message::Exited(pid));
     }
 }

@@ -11,6 +11,41 @@ use std::process::Command;
 /// The supported ones.
 pub const VERSIONS: [&str; 7] = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14"];
 
+/// A test for each of them: the function gets the test's name and the version.
+macro_rules! each_version {
+    ($check:path) => {
+        #[test]
+        fn python_3_8() {
+            $check(concat!(module_path!(), "::python_3_8"), "3.8");
+        }
+        #[test]
+        fn python_3_9() {
+            $check(concat!(module_path!(), "::python_3_9"), "3.9");
+        }
+        #[test]
+        fn python_3_10() {
+            $check(concat!(module_path!(), "::python_3_10"), "3.10");
+        }
+        #[test]
+        fn python_3_11() {
+            $check(concat!(module_path!(), "::python_3_11"), "3.11");
+        }
+        #[test]
+        fn python_3_12() {
+            $check(concat!(module_path!(), "::python_3_12"), "3.12");
+        }
+        #[test]
+        fn python_3_13() {
+            $check(concat!(module_path!(), "::python_3_13"), "3.13");
+        }
+        #[test]
+        fn python_3_14() {
+            $check(concat!(module_path!(), "::python_3_14"), "3.14");
+        }
+    };
+}
+pub(crate) use each_version;
+
 /// A build of an interpreter.
 #[derive(Clone, Debug)]
 pub struct Interpreter {

@@ -45,24 +45,6 @@ pub fn can_run(name: &str) -> bool {
     true
 }
 
-/// A test for each version of [`interpreters::VERSIONS`]: the function gets the test's name and the version.
-macro_rules! each_version {
-    ($check:path) => {
-        each_version!(
-            $check, python_3_8 "3.8", python_3_9 "3.9", python_3_10 "3.10", python_3_11 "3.11", python_3_12 "3.12",
-            python_3_13 "3.13", python_3_14 "3.14"
-        );
-    };
-    ($check:path, $($test:ident $version:literal),*) => {
-        $(
-            #[test]
-            fn $test() {
-                $check(concat!(module_path!(), "::", stringify!($test)), $version);
-            }
-        )*
-    };
-}
-
 /// The first interpreter there is, for what does not depend on which one it is.
 pub fn any_python(name: &str) -> Option<Python> {
     if !can_run(name) {

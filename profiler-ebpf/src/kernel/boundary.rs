@@ -359,10 +359,8 @@ const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets
     code_flags: 0,
     code_firstline: 0,
     code_bytecode: 0,
-    tstate_stack: 0,
     entry_mode: 0,
     lasti_unit: 0,
-    reserved: [0; 3],
 };
 
 #[inline(always)]

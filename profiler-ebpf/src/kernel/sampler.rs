@@ -69,7 +69,6 @@ pub struct Walk {
     steps: u32,
     /// 1: the interpreter loop was not met yet, and who holds the GIL may be of use there.
     unasked: u32,
-    reserved: u32,
 }
 
 const RECORD_MAX: u64 =

@@ -112,10 +112,8 @@ const PYTHON_3_8: Layout = Layout {
         code_flags: 36,
         code_firstline: 40,
         code_bytecode: NO_FIELD,
-        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_EVERY,
         lasti_unit: 1,
-        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 104,
@@ -135,7 +133,7 @@ const PYTHON_3_9: Layout = Layout { tss: 584, ..PYTHON_3_8 };
 
 const PYTHON_3_10: Layout = Layout {
     // `f_lasti` counts code units of two bytes.
-    walk: PythonOffsets { frame_instr: 96, lasti_unit: 2, tstate_stack: 48, ..PYTHON_3_9.walk },
+    walk: PythonOffsets { frame_instr: 96, lasti_unit: 2, tstate_cframe: 48, ..PYTHON_3_9.walk },
     current: Some(568),
     code: CodeLayout { line_format: LineFormat::Ranges, ..PYTHON_3_9.code },
     ..PYTHON_3_9
@@ -156,10 +154,8 @@ const PYTHON_3_11: Layout = Layout {
         code_flags: 48,
         code_firstline: 72,
         code_bytecode: 184,
-        tstate_stack: 56,
         entry_mode: ENTRY_FLAG,
         lasti_unit: 0,
-        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 112,
@@ -182,7 +178,6 @@ const PYTHON_3_12: Layout = Layout {
         code_kwonly: 60,
         code_firstline: 68,
         code_bytecode: 192,
-        tstate_stack: NO_FIELD,
         entry_mode: ENTRY_OWNER,
         ..PYTHON_3_11.walk
     },

@@ -1,11 +1,11 @@
-"""An application that burns 20 ms of CPU time in a function of its own name."""
+"""An application that burns 20 ms of CPU time in a function of its own: the test puts its name for NAME."""
 
 import time
 
 SECONDS = 0.02
 
 
-def burn_second():
+def burn_NAME():
     began = time.thread_time()
     total = 0
     while time.thread_time() - began < SECONDS:
@@ -15,6 +15,6 @@ def burn_second():
 
 
 def application(environ, start_response):
-    burn_second()
+    burn_NAME()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
     return [b"ok"]
