@@ -16,7 +16,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]

@@ -78,6 +78,21 @@ impl PythonOffsets {
     }
 }
 
+/// Value of the map `CODE_LIVES`, keyed by pid: processes whose code objects are seen dying.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CodeLives {
+    /// Another number after each death, never the same again in any process. What was read of a code object may be
+    /// believed as long as this is what it was then.
+    pub epoch: u64,
+    /// How many died.
+    pub deaths: u64,
+}
+
+/// Processes in `CODE_LIVES` at most: a host's Python workers. Each costs a probe, of which the kernel removes some tens
+/// a second; further ones are read anew in every sample.
+pub const CODE_LIVES_MAX: u32 = 256;
+
 /// A field that this version does not have.
 pub const NO_FIELD: u16 = u16::MAX;
 /// The byte at `frame_entry` is not 0 for an entry frame (3.11).
@@ -223,6 +238,7 @@ pub struct Settings {
 const _: () = {
     assert!(size_of::<PythonOffsets>() == 24);
     assert!(size_of::<Target>() == 80);
+    assert!(size_of::<CodeLives>() == 16);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
     assert!(size_of::<KernelOffsets>() == 56);

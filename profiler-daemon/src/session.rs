@@ -164,6 +164,7 @@ impl Session {
             kernel.object,
             kernel.logger,
             Roster::new(kernel.targets, kernel.connections.clone(), targets.clone()),
+            kernel.deaths,
             u64::from(config.freq),
             probes.clone(),
             config.selection.clone(),

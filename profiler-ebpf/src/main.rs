@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{perf_event, raw_tracepoint, uprobe},
     programs::{PerfEventContext, ProbeContext, RawTracePointContext},
 };
-use kernel::{boundary, lifecycle, sampler, transfer};
+use kernel::{boundary, code, lifecycle, sampler, transfer};
 
 /// CPU clock: one per CPU.
 #[perf_event]
@@ -107,6 +107,12 @@ pub fn http_accept(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn http_close(ctx: ProbeContext) -> u32 {
     boundary::close(&ctx)
+}
+
+/// CPython's `code_dealloc`.
+#[uprobe]
+pub fn code_death(_ctx: ProbeContext) -> u32 {
+    code::death()
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]

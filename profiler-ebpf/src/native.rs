@@ -4,6 +4,8 @@
 //! registers, one frame at a time. Where no table says how to go on, one step by frame pointer is tried, which is a
 //! guess: code that is compiled at run time keeps them, code of files may not. Nothing here knows about BPF.
 
+use core::cell::Cell;
+
 use profiler_common::unwind::Block as Rows;
 use profiler_common::unwind::{
     CHILDREN, LEAF_ROWS, LEVELS_MAX, MAPPINGS_MAX, Mapping, RULE_NONE, RULE_STOP, Rule, Space, cfa, end, fp,
@@ -17,6 +19,21 @@ pub trait Tables {
     fn mapping(&self, number: u32) -> Option<&Mapping>;
     fn block(&self, number: u32) -> Option<&Rows>;
     fn rule(&self, number: u16) -> Option<&Rule>;
+    /// Where the rule for an address of processes with these mappings is remembered, if any is; another's may be there.
+    fn place(&self, _generation: u32, _pc: u64) -> Option<&Cell<Found>> {
+        None
+    }
+}
+
+/// A rule that was found. Most frames are of code that was in a stack before, and a search in a table touches six lines
+/// of memory that nobody else does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub pc: u64,
+    /// [`Space::generation`], 0 = nothing was found yet. While a process's mappings are of it, so are their tables' rules.
+    pub generation: u32,
+    pub rule: u32,
 }
 
 /// A frame pointer further than this above the stack pointer is not one: the default thread stack is 8 MiB.
@@ -91,7 +108,19 @@ impl Walker {
         if self.mapping.levels() == 0 {
             return self.by_frame_pointer(memory, tables, end::NO_TABLE);
         }
-        let number = rule_number(tables, &self.mapping, pc);
+        let number = match tables.place(self.space.generation, pc) {
+            Some(place) => {
+                let found = place.get();
+                if found.generation == self.space.generation && found.pc == pc {
+                    found.rule as u16
+                } else {
+                    let number = rule_number(tables, &self.mapping, pc);
+                    place.set(Found { pc, generation: self.space.generation, rule: number.into() });
+                    number
+                }
+            }
+            None => rule_number(tables, &self.mapping, pc),
+        };
         if number == RULE_STOP {
             return Err(end::COMPLETE);
         }

@@ -3,6 +3,8 @@
 //! In: a thread pointer or a frame's address, and the offsets of this interpreter's version. Out: one
 //! [`RawFrame`] at a time, leaf first. Nothing here knows about BPF.
 
+use core::cell::Cell;
+
 use profiler_common::{
     CODE_INTERNAL, CODE_READ, ENTRY_EVERY, ENTRY_FLAG, FRAME_HEAD, FRAME_OBJECT_HEAD, FRAME_PYTHON,
     OWNER_INTERPRETER, PythonOffsets, RawFrame, Target, code_check,
@@ -86,6 +88,51 @@ pub struct Step {
     pub shim: bool,
 }
 
+/// What a code object says of itself, as far as a walk needs it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Code {
+    /// See [`code_check`].
+    pub check: u32,
+    /// 1: it is the interpreter's own.
+    pub internal: u32,
+}
+
+/// A code object that was read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// [`Target::code_epoch`] then, 0 = none was.
+    pub epoch: u64,
+    pub address: u64,
+    pub code: Code,
+}
+
+/// What walks have read of code objects. Each is in a place of its own in memory, and reading one costs as much as
+/// everything else that is done for a frame.
+///
+/// A code object lives as long as a frame of it, and what is remembered of one is good until any of its process dies.
+pub trait Codes {
+    /// Where the code object at this address is remembered, if anything is; another may be there.
+    fn place(&self, address: u64) -> Option<&Cell<Known>>;
+    /// Of the process that is walked.
+    fn epoch(&self) -> u64;
+}
+
+/// Remembers nothing.
+#[derive(Debug)]
+pub struct Forgetful;
+
+impl Codes for Forgetful {
+    fn place(&self, _address: u64) -> Option<&Cell<Known>> {
+        None
+    }
+
+    fn epoch(&self) -> u64 {
+        0
+    }
+}
+
 /// What has been read: a stretch of frames, and the head of a code object.
 #[repr(C)]
 pub struct Scratch {
@@ -157,8 +204,9 @@ impl Default for Scratch {
 
 /// Reads the frame at `address`.
 #[inline(always)]
-pub fn step<M: Memory>(
+pub fn step<M: Memory, C: Codes>(
     memory: &M,
+    codes: &C,
     offsets: &PythonOffsets,
     address: u64,
     scratch: &mut Scratch,
@@ -182,28 +230,48 @@ pub fn step<M: Memory>(
         }
         _ => false,
     };
-    let from = offsets.code_from();
-    memory.fill(code.wrapping_add(from.into()), CODE_READ.into(), &mut scratch.code)?;
-    let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(from).into());
-    let flags = number(offsets.code_flags);
-    let check = code_check(
-        number(offsets.code_argcount),
-        number(offsets.code_kwonly),
-        flags,
-        number(offsets.code_firstline),
-    );
+    let Code { check, internal } = match codes.place(code) {
+        Some(place) => {
+            let Known { epoch, address, code: known } = place.get();
+            if epoch == codes.epoch() && address == code {
+                known
+            } else {
+                let read = read_code(memory, offsets, code, scratch)?;
+                place.set(Known { epoch: codes.epoch(), address: code, code: read });
+                read
+            }
+        }
+        None => read_code(memory, offsets, code, scratch)?,
+    };
     let lasti = if offsets.lasti_unit == 0 {
         instruction.wrapping_sub(code.wrapping_add(offsets.code_bytecode.into())) as u32
     } else {
         (instruction as u32).wrapping_mul(offsets.lasti_unit.into())
     };
     let frame = RawFrame::new(FRAME_PYTHON, code, lasti, check);
-    Ok(Step { frame, previous, entry, shim: flags & CODE_INTERNAL != 0 })
+    Ok(Step { frame, previous, entry, shim: internal != 0 })
+}
+
+#[inline(always)]
+fn read_code<M: Memory>(
+    memory: &M,
+    offsets: &PythonOffsets,
+    address: u64,
+    scratch: &mut Scratch,
+) -> Result<Code, Fault> {
+    let from = offsets.code_from();
+    memory.fill(address.wrapping_add(from.into()), CODE_READ.into(), &mut scratch.code)?;
+    let number = |offset: u16| scratch.code.u32(offset.wrapping_sub(from).into());
+    let flags = number(offsets.code_flags);
+    let (arguments, named) = (number(offsets.code_argcount), number(offsets.code_kwonly));
+    Ok(Code {
+        check: code_check(arguments, named, flags, number(offsets.code_firstline)),
+        internal: u32::from(flags & CODE_INTERNAL != 0),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::collections::{HashMap, HashSet};
 
     use profiler_common::{ENTRY_OWNER, NO_FIELD};
@@ -241,6 +309,55 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    /// Remembers one code object.
+    #[derive(Default)]
+    struct One {
+        known: Cell<Known>,
+        epoch: u64,
+    }
+
+    impl Codes for One {
+        fn place(&self, _address: u64) -> Option<&Cell<Known>> {
+            Some(&self.known)
+        }
+        fn epoch(&self) -> u64 {
+            self.epoch
+        }
+    }
+
+    #[test]
+    fn code_is_read_once_until_any_dies() {
+        let memory = two_frames();
+        let counted = Counted { memory, fills: Cell::new(0) };
+        let mut codes = One { epoch: 7, ..One::default() };
+        let mut scratch = Scratch::new();
+        let (there, other) = (code_check(2, 1, 3, 77), code_check(2, 1, 3, 78));
+        let mut walk = |counted: &Counted, codes: &One| {
+            scratch.forget();
+            let before = counted.fills.get();
+            let check = step(counted, codes, &PY311, 0x1000, &mut scratch).map(|step| step.frame.check);
+            (check, counted.fills.get() - before)
+        };
+        assert_eq!(walk(&counted, &codes), (Ok(there), 2));
+        assert_eq!(walk(&counted, &codes), (Ok(there), 1), "the frame alone");
+        // Another code object at the same address, of which nobody is told until the first is dead.
+        let mut counted = counted;
+        counted.memory.put(0x3000 + 72, &78u32.to_le_bytes());
+        codes.epoch = 8;
+        assert_eq!([walk(&counted, &codes), walk(&counted, &codes)], [(Ok(other), 2), (Ok(other), 1)]);
+        // Another one in its place, then the first again.
+        counted.memory.put(0x7000, &[0; 96]);
+        counted.memory.put(0x1000 + 32, &0x7000u64.to_le_bytes());
+        assert_eq!(walk(&counted, &codes), (Ok(code_check(0, 0, 0, 0)), 2));
+        counted.memory.put(0x1000 + 32, &0x3000u64.to_le_bytes());
+        assert_eq!(walk(&counted, &codes), (Ok(other), 2));
+        // What cannot be read is not taken for what was there.
+        counted.memory.put(0x1000 + 32, &0xdead_0000u64.to_le_bytes());
+        assert_eq!([walk(&counted, &codes), walk(&counted, &codes)], [(Err(Fault), 2); 2]);
+        counted.memory.put(0x1000 + 32, &0x3000u64.to_le_bytes());
+        assert_eq!(walk(&counted, &codes), (Ok(other), 1), "nobody took its place");
     }
 
     /// Offsets of 3.11, from Include/internal/pycore_frame.h and Include/cpython/code.h.
@@ -283,10 +400,10 @@ mod tests {
     fn walks_to_the_entry_frame() {
         let m = two_frames();
         let mut scratch = Scratch::new();
-        let inner = step(&m, &PY311, 0x1000, &mut scratch).unwrap();
+        let inner = step(&m, &Forgetful, &PY311, 0x1000, &mut scratch).unwrap();
         assert_eq!(inner.frame, RawFrame::new(FRAME_PYTHON, 0x3000, 12, code_check(2, 1, 3, 77)));
         assert!(!inner.entry);
-        let outer = step(&m, &PY311, inner.previous, &mut scratch).unwrap();
+        let outer = step(&m, &Forgetful, &PY311, inner.previous, &mut scratch).unwrap();
         assert_eq!(outer.frame.lasti(), 40);
         assert!(outer.entry);
         assert_eq!(outer.previous, 0);
@@ -344,11 +461,11 @@ mod tests {
             m.put(frame + 96, &lasti.to_le_bytes());
         }
         let mut scratch = Scratch::new();
-        let first = step(&m, &PY310, inner, &mut scratch).expect("readable");
+        let first = step(&m, &Forgetful, &PY310, inner, &mut scratch).expect("readable");
         assert_eq!(first.frame, RawFrame::new(FRAME_PYTHON, code, 42, code_check(2, 1, 3, 77)));
         assert_eq!((first.entry, first.shim, first.previous), (true, false, outer));
-        let second =
-            step(&m, &PythonOffsets { lasti_unit: 1, ..PY310 }, outer, &mut scratch).expect("readable");
+        let second = step(&m, &Forgetful, &PythonOffsets { lasti_unit: 1, ..PY310 }, outer, &mut scratch)
+            .expect("readable");
         assert_eq!((second.frame.lasti(), second.entry, second.previous), (0x0fff_ffff, true, 0));
     }
 
@@ -374,7 +491,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..5 {
             // What `None` has in the place of a code object's fields is not looked at: nothing is there.
-            let step = step(&m, &PY314, address, &mut scratch).expect("readable");
+            let step = step(&m, &Forgetful, &PY314, address, &mut scratch).expect("readable");
             seen.push((step.shim, step.entry));
             if !step.shim {
                 assert_eq!((step.frame.address, step.frame.lasti()), (code, 6));
@@ -459,7 +576,7 @@ mod tests {
         let mut scratch = Scratch::new();
         let mut address = previous;
         for (i, _) in frames.iter().enumerate().rev() {
-            let step = step(&counted, &PY311, address, &mut scratch).expect("readable");
+            let step = step(&counted, &Forgetful, &PY311, address, &mut scratch).expect("readable");
             assert_eq!(
                 step.frame,
                 RawFrame::new(FRAME_PYTHON, code, 2 * i as u32, code_check(0, 0, 0, 5)),
@@ -488,8 +605,8 @@ mod tests {
     #[test]
     fn a_wild_frame_is_a_fault_and_not_a_guess() {
         let m = two_frames();
-        assert!(step(&m, &PY311, 0xdead_0000, &mut Scratch::new()).is_err());
+        assert!(step(&m, &Forgetful, &PY311, 0xdead_0000, &mut Scratch::new()).is_err());
         // There is memory, but nobody lays out frames like this.
-        assert!(step(&m, &PY311, 0x1004, &mut Scratch::new()).is_err());
+        assert!(step(&m, &Forgetful, &PY311, 0x1004, &mut Scratch::new()).is_err());
     }
 }

@@ -168,7 +168,7 @@ impl BoundaryProbes {
 
 /// The kernel waits a few times for every CPU at each probe; waiting for all of them at once is much faster than one
 /// after the other.
-fn detach_links(object: &mut Ebpf, links: Links) {
+pub(super) fn detach_links(object: &mut Ebpf, links: Links) {
     let links: Vec<UProbeLink> =
         links.into_iter().filter_map(|(program, link)| take_link(object, program, link)).collect();
     std::thread::scope(|scope| {

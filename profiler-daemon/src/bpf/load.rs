@@ -9,8 +9,8 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, SpaceValue, TargetValue,
-    UnwindMaps, btf,
+    CodeDeaths, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, SpaceValue,
+    TargetValue, UnwindMaps, btf,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -66,6 +66,7 @@ pub type HashOf<K, V> = aya::maps::HashMap<MapData, K, V>;
 pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
+    pub deaths: CodeDeaths,
     pub connections: Connections,
     /// Of each table, by the name it has in the metrics.
     pub entries: Vec<(&'static str, Entries)>,
@@ -79,7 +80,7 @@ pub struct Kernel {
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
 const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
-const PROBES: [&str; 11] = [
+const PROBES: [&str; 12] = [
     "http_recv",
     "http_read",
     "http_readv",
@@ -91,6 +92,7 @@ const PROBES: [&str; 11] = [
     "http_enter",
     "http_accept",
     "http_close",
+    "code_death",
 ];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
 /// What can be full: as the metrics call it, and its map.
@@ -184,6 +186,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         .collect::<Result<_, LoadError>>()?;
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
     let connections = Connections::new(hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?);
+    let deaths = CodeDeaths::new(hash(take(&mut object, "CODE_LIVES")?, "CODE_LIVES")?);
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
     let spaces = take(&mut object, "SPACES")?;
     let unwind = UnwindMaps::new(
@@ -192,7 +195,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         take(&mut object, "MAPPINGS")?,
         hash::<u32, SpaceValue>(spaces, "SPACES")?,
     )?;
-    Ok(Kernel { ring, targets, connections, entries, stats, unwind, object, logger })
+    Ok(Kernel { ring, targets, deaths, connections, entries, stats, unwind, object, logger })
 }
 
 fn load_program<P>(

@@ -7,6 +7,7 @@ mod batch;
 mod boundary;
 mod btf;
 pub(crate) mod connections;
+mod deaths;
 mod entries;
 mod load;
 mod loss;
@@ -18,6 +19,7 @@ mod unwind;
 
 pub use boundary::BoundaryProbes;
 pub use connections::Connections;
+pub use deaths::CodeDeaths;
 pub use entries::Entries;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
 pub use loss::Loss;
@@ -30,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use profiler_common::unwind::{Block, Mapping, Rule, Space};
-use profiler_common::{Connection, Settings, Target};
+use profiler_common::{CodeLives, Connection, Settings, Target};
 use serde::Serialize;
 
 macro_rules! pod {
@@ -57,6 +59,8 @@ pod! {
     MappingValue(Mapping);
     /// A map value; see [`Space`].
     SpaceValue(Space);
+    /// A map value; see [`CodeLives`].
+    CodeLivesValue(CodeLives);
     /// A global; see [`Settings`].
     SettingsValue(Settings);
 }

@@ -24,7 +24,7 @@ use super::runtime::{self, Found};
 use super::service;
 use super::sockets::{self, Listening};
 use super::targets::{Feature, TargetInfo};
-use crate::bpf::{BoundaryProbes, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
+use crate::bpf::{BoundaryProbes, CodeDeaths, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
 use crate::config::Selection;
 use crate::correlate::ProcessEvent;
 use crate::health::Pulse;
@@ -66,6 +66,7 @@ pub struct Manager {
     pub roster: Roster,
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
+    pub deaths: CodeDeaths,
     pub probes: ProbeTable,
     pub selection: Selection,
     /// Told to the symboliser: targets.
@@ -93,6 +94,7 @@ impl Manager {
         object: Ebpf,
         logger: Option<KernelLogger>,
         roster: Roster,
+        deaths: CodeDeaths,
         frequency: u64,
         probes: ProbeTable,
         selection: Selection,
@@ -106,6 +108,7 @@ impl Manager {
             roster,
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
+            deaths,
             probes,
             selection,
             tell,
@@ -153,6 +156,7 @@ impl Manager {
                 self.sampler.follow(&mut self.object, &self.probes);
                 self.roster.targets.sweep();
                 self.bury();
+                self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes);
             }
             if now >= next_scan {
                 next_scan = now + SCAN_EVERY;
@@ -162,6 +166,7 @@ impl Manager {
         }
         self.sampler.detach(&mut self.object);
         self.boundary.detach(&mut self.object);
+        self.deaths.detach(&mut self.object);
         self.object
     }
 
@@ -242,6 +247,7 @@ impl Manager {
     /// Makes up for events that did not come: ends, children that the kernel side follows already, new programs (which
     /// may be in the same file), and whatever else a full scan finds.
     fn rescan(&mut self) {
+        self.deaths.forget_all();
         self.bury();
         for pid in self.roster.unknown() {
             // One that is waiting for another look has its own reason not to be a target yet.
@@ -295,7 +301,8 @@ impl Manager {
     }
 
     /// What the process maps is no more, or another program's.
-    fn forget_code(&self, pid: u32) {
+    fn forget_code(&mut self, pid: u32) {
+        self.deaths.ended(pid);
         if let Some(unwinding) = &self.unwinding {
             unwinding.ended(pid);
         }

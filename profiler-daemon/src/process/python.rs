@@ -10,6 +10,7 @@
 //! ([`members`]).
 
 mod cold;
+mod deaths;
 mod debug_offsets;
 mod interpreter_loop;
 pub mod layout;
@@ -23,6 +24,7 @@ use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
 use super::patience::Unanswered;
+pub use deaths::{DeathSite, NoDeaths, death_site};
 pub use debug_offsets::DebugOffsets;
 pub use interpreter_loop::InterpreterLoop;
 pub(crate) use interpreter_loop::TAIL_CALL_PREFIX;

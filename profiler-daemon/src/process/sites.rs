@@ -97,6 +97,16 @@ pub fn entry_site(elf: &ElfFile, function: &str) -> Result<u64, SiteError> {
         .map_err(|reason| no_site(function, reason))
 }
 
+/// File offset of the first emulated instruction of a function that no symbol names, by its address in the file.
+pub fn entry_site_at(elf: &ElfFile, vaddr: u64) -> Result<u64, Reason> {
+    let mut code = [0; ENTRY];
+    elf.read_vaddr(vaddr, &mut code).map_err(|_| Reason::Undecodable)?;
+    Ok(to_offsets(elf, &[find_entry_site(&code, vaddr)?])?[0])
+}
+
+/// Bytes at a function's start that are looked at where its size is not known: most begin with a `push`.
+const ENTRY: usize = 32;
+
 fn no_site(function: &str, reason: Reason) -> SiteError {
     SiteError::NoCheapSite { function: function.to_owned(), reason }
 }

@@ -11,7 +11,7 @@ use aya_log_ebpf::debug;
 use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
 
 use super::{
-    maps::{ACTIVE, EVENTS, QUIET, SPACES, TARGETS, count, settings},
+    maps::{ACTIVE, CODE_LIVES, EVENTS, QUIET, SPACES, TARGETS, count, settings},
     task::{header, ids, now, read_kernel, task},
 };
 
@@ -65,6 +65,7 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
         // SAFETY: the pointer is to a live map value.
         unsafe { (*target).flags &= !target_flags::PYTHON };
         let _ = SPACES.remove(ids.pid);
+        let _ = CODE_LIVES.remove(ids.pid);
     }
     // The thread that called exec takes over the id of the process's first thread.
     // SAFETY: the arguments of this tracepoint are a task, a thread id and a pointer.
@@ -97,6 +98,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     if live == 0 {
         let _ = TARGETS.remove(ids.pid);
         let _ = SPACES.remove(ids.pid);
+        let _ = CODE_LIVES.remove(ids.pid);
     }
     debug!(ctx, "thread {} of process {} ended, {} left", ids.tid, ids.pid, live);
     emit(Exit { header: header(Kind::Exit, ids, now()), live, reserved: 0 });

@@ -10,7 +10,10 @@ use aya_ebpf::{
 use profiler_common::unwind::{
     Block, CHUNK_BLOCKS, CHUNKS_MAX, MAPPINGS_MAX, Mapping, RULES_MAX, Rule, Space,
 };
-use profiler_common::{ABI_VERSION, Active, Connection, STAT_COUNT, Settings, Stat, Target};
+use profiler_common::{
+    ABI_VERSION, Active, CODE_LIVES_MAX, CodeLives, Connection, STAT_COUNT, Settings, Stat, Target,
+};
+use profiler_ebpf::{native::Found, python::Known};
 
 use super::{sampler::Walk, transfer::Transfer};
 
@@ -84,6 +87,30 @@ pub static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAPPINGS_MAX, 0);
 /// Which of `MAPPINGS` are a target's, by pid. Apart from `TARGETS`, because another thread of the daemon writes it.
 #[map]
 pub static SPACES: HashMap<u32, Space> = HashMap::with_max_entries(16_384, 0);
+
+/// Rules that walks on this CPU have found, by a hash of the address: 1024 are the calls of a service's stacks, in 16 KiB
+/// for each CPU. One element and not one per rule, because each would be an allocation of its own.
+#[map]
+pub static FOUND_RULES: PerCpuArray<[Found; 1 << PLACES_BITS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The same for code objects, in 24 KiB. For each CPU, because a walk is not to see half of what another writes.
+#[map]
+pub static KNOWN_CODE: PerCpuArray<[Known; 1 << PLACES_BITS]> = PerCpuArray::with_max_entries(1, 0);
+
+const PLACES_BITS: u32 = 10;
+
+/// The place of a number that differs from others in any of its bits, in the arrays above.
+#[inline(always)]
+pub fn place(number: u64) -> usize {
+    // Fibonacci's hash: the upper bits of the product depend on all bits.
+    let place = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PLACES_BITS);
+    // For the verifier, which does not follow shifts everywhere.
+    place as usize & ((1 << PLACES_BITS) - 1)
+}
+
+/// Processes whose code objects are seen dying: as many as the daemon puts probes into.
+#[map]
+pub static CODE_LIVES: HashMap<u32, CodeLives> = HashMap::with_max_entries(CODE_LIVES_MAX, 0);
 
 /// The sampler's continuation programs.
 #[map]

@@ -1,6 +1,7 @@
 //! What runs in the kernel: the probes' bodies, the maps, and access to the current task.
 
 pub mod boundary;
+pub mod code;
 mod connection;
 pub mod lifecycle;
 pub mod maps;

@@ -23,6 +23,7 @@ use profiler_ebpf::{
 };
 
 use super::{
+    code::Remembered,
     maps::{
         ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings,
     },
@@ -62,6 +63,8 @@ pub struct Walk {
     pub native: Walker,
     /// The Python frame to be emitted next, 0 = none.
     python: u64,
+    /// See [`Remembered`].
+    epoch: u64,
     mode: u32,
     count: u32,
     /// Native frames among them.
@@ -138,6 +141,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.mode = if known { NATIVE } else { PYTHON_REST };
     if target.flags & target_flags::PYTHON != 0 && set.kernel.valid != 0 {
         walk.unasked = u32::from(target.current != 0);
+        walk.epoch = Remembered::epoch_of(ids.pid);
         match read_kernel::<u64>(task(), set.kernel.task_fsbase)
             .and_then(|base| python::current_frame(&Current, &walk.target, base))
         {
@@ -290,7 +294,8 @@ fn python_frame(walk: &mut Walk) {
         return;
     }
     let address = walk.python;
-    match python::step(&Current, &walk.target.python, address, &mut walk.scratch) {
+    let codes = Remembered { epoch: walk.epoch };
+    match python::step(&Current, &codes, &walk.target.python, address, &mut walk.scratch) {
         Ok(step) => {
             walk.python = step.previous;
             if !step.shim {

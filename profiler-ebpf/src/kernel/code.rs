@@ -1,0 +1,66 @@
+//! What is known of code objects, and for how long.
+//!
+//! In: the entry of CPython's `code_dealloc`, in processes that the daemon has put a probe into. Out: another epoch of
+//! the process, which makes void what walks remember of its code objects. A process without an entry in `CODE_LIVES`
+//! has no probe, and nothing is remembered of it.
+
+use core::cell::Cell;
+
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use profiler_ebpf::python::{Codes, Known};
+
+use super::{
+    maps::{CODE_LIVES, KNOWN_CODE, place},
+    task::{ids, now},
+};
+
+/// A code object of this process dies when the probed function goes on.
+#[inline(always)]
+pub fn death() -> u32 {
+    let Some(lives) = CODE_LIVES.get_ptr_mut(ids().pid) else { return 0 };
+    // SAFETY: a live map value. Threads with a GIL each may write at once, or one late: whoever comes last leaves a number
+    // that nobody has seen before, and a death that is not counted does no harm.
+    unsafe {
+        (*lives).epoch = fresh_epoch();
+        (*lives).deaths += 1;
+    }
+    0
+}
+
+/// The clock, with the CPU below it: no other is the same.
+#[inline(always)]
+fn fresh_epoch() -> u64 {
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    (now() << 8) | u64::from(cpu & 0xff)
+}
+
+/// What this CPU remembers of a process's code objects.
+pub struct Remembered {
+    pub epoch: u64,
+}
+
+impl Remembered {
+    /// The epoch of a process now, 0 where nothing is remembered.
+    #[inline(always)]
+    pub fn epoch_of(pid: u32) -> u64 {
+        // SAFETY: a lookup; the value is copied at once.
+        unsafe { CODE_LIVES.get(pid) }.map_or(0, |lives| lives.epoch)
+    }
+}
+
+impl Codes for Remembered {
+    #[inline(always)]
+    fn place(&self, address: u64) -> Option<&Cell<Known>> {
+        if self.epoch == 0 {
+            return None;
+        }
+        // SAFETY: a live map value of this CPU, and a place inside; the sampler does not interrupt itself.
+        KNOWN_CODE.get_ptr_mut(0).map(|all| unsafe { &*all.cast::<Cell<Known>>().add(place(address)) })
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
