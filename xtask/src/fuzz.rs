@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::sh;
 
 /// The targets; `fuzz/Cargo.toml` has them too.
-pub const TARGETS: [&str; 4] = ["elf", "eh_frame", "line_table", "native_walk"];
+pub const TARGETS: [&str; 5] = ["elf", "eh_frame", "line_table", "native_walk", "notes"];
 /// What coverage takes, as libFuzzer reads it.
 const FLAGS: [&str; 6] = [
     "--cfg=fuzzing",

@@ -10,6 +10,10 @@ pub mod elf;
 
 pub mod python;
 
+#[rustfmt::skip]
+#[path = "../../../profiler-daemon/src/process/usdt.rs"]
+pub mod usdt;
+
 /// What `elf` asks of a mapping.
 pub mod maps {
     pub struct Mapping {

@@ -21,4 +21,5 @@ pub mod service;
 pub mod sites;
 pub mod sockets;
 pub mod targets;
+pub mod usdt;
 pub mod vdso;
