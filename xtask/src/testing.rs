@@ -153,25 +153,51 @@ fn py_spy() -> Result<PathBuf> {
 
 /// The tests that run the real program and real readers of what it writes; as root, those too that load the BPF object
 /// into the running kernel and profile real servers.
+/// Programs of which each test looks at a service of its own, by pid, and at no figure that another could change.
+const SIDE_BY_SIDE: [&str; 5] = ["interleaving", "odd_stacks", "reuse", "uwsgi", "versions"];
+
 fn integration_tests(report: &mut Report, filter: Option<&str>) {
-    let mut command = cargo_test(&["--package", "profiler-daemon", "--test", "*"], filter);
-    // One at a time: each attaches to the whole machine and would see the others' processes.
-    command.arg("--test-threads=1").env("REQPROF_PYTHONS", pythons());
-    match announced("readers of our formats from npm", needs::node_modules) {
-        Ok(tools) => drop(command.env("REQPROF_TOOLS_DIR", tools)),
-        // The tests that need them say so, one by one.
-        Err(error) => println!("no tools from npm: {error:#}"),
+    let tools = announced("readers of our formats from npm", needs::node_modules);
+    let py_spy = announced("py-spy from PyPI", py_spy);
+    // The tests that need them say so, one by one.
+    for error in [tools.as_ref().err(), py_spy.as_ref().err()].into_iter().flatten() {
+        println!("not to be had: {error:#}");
     }
-    match announced("py-spy from PyPI", py_spy) {
-        Ok(program) => drop(command.env("REQPROF_PY_SPY", program)),
-        Err(error) => println!("no py-spy: {error:#}"),
-    }
-    if sh::is_root() {
-        command.env("REQPROF_E2E", "1");
-    } else {
+    if !sh::is_root() {
         report.skip("the tests on the real kernel", "loading BPF programs needs root");
     }
-    report.tests("integration and end-to-end tests", command);
+    let command = |programs: &[String], threads: u32| {
+        let mut what = vec!["--package", "profiler-daemon"];
+        what.extend(programs.iter().flat_map(|name| ["--test", name.as_str()]));
+        let mut command = cargo_test(&what, filter);
+        command.arg(format!("--test-threads={threads}")).env("REQPROF_PYTHONS", pythons());
+        if let Ok(tools) = &tools {
+            command.env("REQPROF_TOOLS_DIR", tools);
+        }
+        if let Ok(program) = &py_spy {
+            command.env("REQPROF_PY_SPY", program);
+        }
+        if sh::is_root() {
+            command.env("REQPROF_E2E", "1");
+        }
+        command
+    };
+    let (two, one): (Vec<String>, Vec<String>) =
+        test_programs().into_iter().partition(|name| SIDE_BY_SIDE.contains(&name.as_str()));
+    // Others attach to the whole machine and would see each other's processes.
+    report.tests("integration and end-to-end tests", command(&one, 1));
+    report.tests("end-to-end tests, two at a time", command(&two, 2));
+}
+
+/// The programs in `profiler-daemon/tests`, sorted.
+fn test_programs() -> Vec<String> {
+    let folder = sh::root().join("profiler-daemon/tests");
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let sources = files.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+    let mut names: Vec<String> =
+        sources.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
+    names.sort();
+    names
 }
 
 /// The programs on the oldest and the newest kernel; here they run on one only.
@@ -398,6 +424,13 @@ SKIPPED nginx: no nginx: not installed
 PROFILED gunicorn
 
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 12.30s";
+
+    #[test]
+    fn programs_that_run_side_by_side_are_there() {
+        let all = test_programs();
+        assert!(SIDE_BY_SIDE.iter().all(|name| all.iter().any(|have| have == name)), "{all:?}");
+        assert!(all.len() > SIDE_BY_SIDE.len());
+    }
 
     #[test]
     fn the_output_of_several_programs_is_summed() {
