@@ -84,6 +84,9 @@ def serve(connection, file):
 
 def main(port, file):
     listener = socket.create_server(("127.0.0.1", port))
+    # A blocking accept() takes the lowest free descriptor before it waits, and that may be the one just closed by
+    # reuse(), which would then wait for it for ever. With a timeout Python asks poll() first.
+    listener.settimeout(600)
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=serve, args=(connection, file), daemon=True).start()
