@@ -282,6 +282,8 @@ impl Manager {
     }
 
     fn reject(&mut self, key: ProcessKey) {
+        // Its end is not noticed any more.
+        self.deaths.ended(key.pid);
         self.roster.reject(key);
         (self.tell_reader)(pipeline::Control::ProcessRejected(key.pid));
     }

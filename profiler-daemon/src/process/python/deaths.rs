@@ -6,7 +6,7 @@
 
 use super::{PythonError, elf_error, locate, open_elf};
 use crate::process::elf::{ElfError, ElfFile};
-use crate::process::maps::Maps;
+use crate::process::maps::{Mapping, Maps, in_user_space};
 use crate::process::memory::{Memory, ProcessMemory};
 use crate::process::sites::{self, Reason};
 
@@ -22,6 +22,8 @@ pub enum NoDeaths {
     NoType,
     #[error("what frees code objects lies in no file that the process maps")]
     NoFile,
+    #[error("its file lies on a file system in user space, which could make the kernel wait")]
+    UserSpace,
     #[error("the function that frees code objects: {0}")]
     Site(#[from] Reason),
 }
@@ -42,9 +44,12 @@ pub fn death_site(pid: u32) -> Result<DeathSite, NoDeaths> {
     let kind = locate(pid, &maps)?.and_then(|found| found.code_type).ok_or(NoDeaths::NoType)?;
     let memory = ProcessMemory::new(pid);
     let function = memory.read_u64(kind.wrapping_add(TP_DEALLOC)).map_err(PythonError::from)?;
-    let holds = |m: &&crate::process::maps::Mapping| (m.start..m.end).contains(&function);
+    let holds = |m: &&Mapping| (m.start..m.end).contains(&function);
     let mapping = maps.iter().find(holds).filter(|m| m.executable && m.is_file()).ok_or(NoDeaths::NoFile)?;
     let elf = open_elf(pid, mapping)?;
+    if in_user_space(elf.file()) {
+        return Err(NoDeaths::UserSpace);
+    }
     let bias = elf.bias(mapping).ok_or_else(|| elf_error(mapping, ElfError::Format("unmapped segment")))?;
     let vaddr = function.wrapping_sub(bias);
     let offset = sites::entry_site_at(&elf, vaddr)?;
