@@ -102,7 +102,7 @@ pub struct Code {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// [`Target::code_epoch`] then, 0 = none was.
+    /// [`profiler_common::CodeLives::epoch`] then, 0 = none was.
     pub epoch: u64,
     pub address: u64,
     pub code: Code,
