@@ -104,9 +104,7 @@ fn check(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    let first = interpreters::of_version(version)
-        .and_then(|builds| Ok((rehosted::command(&builds[0])?, builds[0].clone())));
-    let (command, build) = match first {
+    let (command, build) = match rehosted::first_of(version) {
         Ok(found) => found,
         Err(reason) => return skip(test, reason),
     };

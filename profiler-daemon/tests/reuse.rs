@@ -12,7 +12,6 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::http::Client;
-use support::interpreters;
 use support::process::{Group, free_port};
 use support::{Daemon, rehosted, skip, wait_for};
 
@@ -54,9 +53,7 @@ fn check(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    let first = interpreters::of_version(version)
-        .and_then(|builds| Ok((rehosted::command(&builds[0])?, builds[0].clone())));
-    let (command, build) = match first {
+    let (command, build) = match rehosted::first_of(version) {
         Ok(found) => found,
         Err(reason) => return skip(test, reason),
     };

@@ -7,4 +7,5 @@
 pub mod head;
 pub mod memory;
 pub mod native;
+pub mod places;
 pub mod python;

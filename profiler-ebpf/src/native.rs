@@ -4,8 +4,6 @@
 //! registers, one frame at a time. Where no table says how to go on, one step by frame pointer is tried, which is a
 //! guess: code that is compiled at run time keeps them, code of files may not. Nothing here knows about BPF.
 
-use core::cell::Cell;
-
 use profiler_common::unwind::Block as Rows;
 use profiler_common::unwind::{
     CHILDREN, LEAF_ROWS, LEVELS_MAX, MAPPINGS_MAX, Mapping, RULE_NONE, RULE_STOP, Rule, Space, cfa, end, fp,
@@ -13,14 +11,15 @@ use profiler_common::unwind::{
 };
 
 use crate::memory::{Block, Fault, Memory};
+use crate::places::{Places, place};
 
 /// Where mappings, blocks and rules are looked up by number.
 pub trait Tables {
     fn mapping(&self, number: u32) -> Option<&Mapping>;
     fn block(&self, number: u32) -> Option<&Rows>;
     fn rule(&self, number: u16) -> Option<&Rule>;
-    /// Where the rule for an address of processes with these mappings is remembered, if any is; another's may be there.
-    fn place(&self, _generation: u32, _pc: u64) -> Option<&Cell<Found>> {
+    /// Rules that were found before, by address and generation of the mappings, if any are remembered.
+    fn found(&self) -> Option<&Places<Found>> {
         None
     }
 }
@@ -108,8 +107,9 @@ impl Walker {
         if self.mapping.levels() == 0 {
             return self.by_frame_pointer(memory, tables, end::NO_TABLE);
         }
-        let number = match tables.place(self.space.generation, pc) {
-            Some(place) => {
+        let number = match tables.found() {
+            Some(places) => {
+                let place = place(places, pc ^ u64::from(self.space.generation) << 40);
                 let found = place.get();
                 if found.generation == self.space.generation && found.pc == pc {
                     found.rule as u16

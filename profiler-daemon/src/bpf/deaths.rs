@@ -64,8 +64,8 @@ impl CodeDeaths {
         }
     }
 
-    /// To be called once a second.
-    pub fn tend(&mut self, object: &mut Ebpf, targets: &Targets, probes: &ProbeTable) {
+    /// To be called once a second. `beat` is called before each process that may let us wait.
+    pub fn tend(&mut self, object: &mut Ebpf, targets: &Targets, probes: &ProbeTable, beat: impl Fn()) {
         let live: HashMap<u32, ProcessKey> = targets
             .list()
             .iter()
@@ -86,6 +86,7 @@ impl CodeDeaths {
         due.sort_unstable_by_key(|(pid, _)| *pid);
         let room = (CODE_LIVES_MAX as usize).saturating_sub(self.watched.len());
         for (pid, key) in due.into_iter().take(AT_ONCE.min(room)) {
+            beat();
             if let Err(reason) = self.watch(object, pid, key) {
                 tracing::debug!(pid, reason, "deaths of code objects are not seen");
                 self.refused.insert(pid, (key, reason));

@@ -156,7 +156,8 @@ impl Manager {
                 self.sampler.follow(&mut self.object, &self.probes);
                 self.roster.targets.sweep();
                 self.bury();
-                self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes);
+                let beat = || self.pulse.iter().for_each(Pulse::beat);
+                self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
             }
             if now >= next_scan {
                 next_scan = now + SCAN_EVERY;

@@ -72,6 +72,12 @@ pub fn command(interpreter: &Interpreter) -> Result<Command, String> {
     Ok(command)
 }
 
+/// The first build of a version, and a command that runs it.
+pub fn first_of(version: &'static str) -> Result<(Command, Interpreter), String> {
+    let builds = super::interpreters::of_version(version)?;
+    Ok((command(&builds[0])?, builds[0].clone()))
+}
+
 /// Marks every version that the file needs of a library as weak (System V ABI, `VER_FLG_WEAK`).
 fn make_versions_optional(elf: &mut [u8]) -> Option<()> {
     const SHT_GNU_VERNEED: u64 = 0x6fff_fffe;

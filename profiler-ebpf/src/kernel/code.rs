@@ -4,13 +4,11 @@
 //! the process, which makes void what walks remember of its code objects. A process without an entry in `CODE_LIVES`
 //! has no probe, and nothing is remembered of it.
 
-use core::cell::Cell;
-
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use profiler_ebpf::python::{Codes, Known};
+use profiler_ebpf::python::Codes;
 
 use super::{
-    maps::{CODE_LIVES, KNOWN_CODE, place},
+    maps::{CODE_LIVES, KNOWN_CODE},
     task::{ids, now},
 };
 
@@ -35,32 +33,19 @@ fn fresh_epoch() -> u64 {
     (now() << 8) | u64::from(cpu & 0xff)
 }
 
-/// What this CPU remembers of a process's code objects.
-pub struct Remembered {
-    pub epoch: u64,
+/// The epoch of a process now, 0 where nothing may be remembered.
+#[inline(always)]
+pub fn epoch(pid: u32) -> u64 {
+    // SAFETY: a lookup; the value is copied at once.
+    unsafe { CODE_LIVES.get(pid) }.map_or(0, |lives| lives.epoch)
 }
 
-impl Remembered {
-    /// The epoch of a process now, 0 where nothing is remembered.
-    #[inline(always)]
-    pub fn epoch_of(pid: u32) -> u64 {
-        // SAFETY: a lookup; the value is copied at once.
-        unsafe { CODE_LIVES.get(pid) }.map_or(0, |lives| lives.epoch)
+/// What this CPU remembers of code objects, for a process in this epoch.
+#[inline(always)]
+pub fn remembered(epoch: u64) -> Option<Codes<'static>> {
+    if epoch == 0 {
+        return None;
     }
-}
-
-impl Codes for Remembered {
-    #[inline(always)]
-    fn place(&self, address: u64) -> Option<&Cell<Known>> {
-        if self.epoch == 0 {
-            return None;
-        }
-        // SAFETY: a live map value of this CPU, and a place inside; the sampler does not interrupt itself.
-        KNOWN_CODE.get_ptr_mut(0).map(|all| unsafe { &*all.cast::<Cell<Known>>().add(place(address)) })
-    }
-
-    #[inline(always)]
-    fn epoch(&self) -> u64 {
-        self.epoch
-    }
+    // SAFETY: a live map value of this CPU, and as large; the sampler does not interrupt itself.
+    KNOWN_CODE.get_ptr_mut(0).map(|places| Codes { places: unsafe { &*places.cast_const().cast() }, epoch })
 }

@@ -13,7 +13,7 @@ use profiler_common::unwind::{
 use profiler_common::{
     ABI_VERSION, Active, CODE_LIVES_MAX, CodeLives, Connection, STAT_COUNT, Settings, Stat, Target,
 };
-use profiler_ebpf::{native::Found, python::Known};
+use profiler_ebpf::{native::Found, places::PLACES, python::Known};
 
 use super::{sampler::Walk, transfer::Transfer};
 
@@ -88,25 +88,14 @@ pub static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAPPINGS_MAX, 0);
 #[map]
 pub static SPACES: HashMap<u32, Space> = HashMap::with_max_entries(16_384, 0);
 
-/// Rules that walks on this CPU have found, by a hash of the address: 1024 are the calls of a service's stacks, in 16 KiB
-/// for each CPU. One element and not one per rule, because each would be an allocation of its own.
+/// Rules that walks on this CPU have found, 16 KiB. One element and not one per rule, because each would be an allocation
+/// of its own.
 #[map]
-pub static FOUND_RULES: PerCpuArray<[Found; 1 << PLACES_BITS]> = PerCpuArray::with_max_entries(1, 0);
+pub static FOUND_RULES: PerCpuArray<[Found; PLACES]> = PerCpuArray::with_max_entries(1, 0);
 
-/// The same for code objects, in 24 KiB. For each CPU, because a walk is not to see half of what another writes.
+/// The same for code objects, 24 KiB. For each CPU, because a walk is not to see half of what another writes.
 #[map]
-pub static KNOWN_CODE: PerCpuArray<[Known; 1 << PLACES_BITS]> = PerCpuArray::with_max_entries(1, 0);
-
-const PLACES_BITS: u32 = 10;
-
-/// The place of a number that differs from others in any of its bits, in the arrays above.
-#[inline(always)]
-pub fn place(number: u64) -> usize {
-    // Fibonacci's hash: the upper bits of the product depend on all bits.
-    let place = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PLACES_BITS);
-    // For the verifier, which does not follow shifts everywhere.
-    place as usize & ((1 << PLACES_BITS) - 1)
-}
+pub static KNOWN_CODE: PerCpuArray<[Known; PLACES]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Processes whose code objects are seen dying: as many as the daemon puts probes into.
 #[map]

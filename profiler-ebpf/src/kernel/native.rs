@@ -3,14 +3,15 @@
 //! In: the walker in the sampler's scratch. Out: the same, at the caller. It is a function of its own, and one that the
 //! verifier checks by itself (a global one), so that its many branches are not checked anew for each frame of a walk.
 
-use core::cell::Cell;
-
 use aya_ebpf::bindings::pt_regs;
 use profiler_common::unwind::{Block, Mapping, Rule, Space, end};
-use profiler_ebpf::native::{Found, Tables, Walker};
+use profiler_ebpf::{
+    native::{Found, Tables, Walker},
+    places::Places,
+};
 
 use super::{
-    maps::{FOUND_RULES, MAPPINGS, UNWIND_RULES, WALK, block, place},
+    maps::{FOUND_RULES, MAPPINGS, UNWIND_RULES, WALK, block},
     task::Current,
 };
 
@@ -33,10 +34,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn place(&self, generation: u32, pc: u64) -> Option<&Cell<Found>> {
-        let number = place(pc ^ u64::from(generation) << 40);
-        // SAFETY: a live map value of this CPU, and a place inside; the sampler does not interrupt itself.
-        FOUND_RULES.get_ptr_mut(0).map(|all| unsafe { &*all.cast::<Cell<Found>>().add(number) })
+    fn found(&self) -> Option<&Places<Found>> {
+        // SAFETY: a live map value of this CPU, and as large; the sampler does not interrupt itself.
+        FOUND_RULES.get_ptr_mut(0).map(|places| unsafe { &*places.cast_const().cast() })
     }
 }
 

@@ -23,7 +23,7 @@ use profiler_ebpf::{
 };
 
 use super::{
-    code::Remembered,
+    code,
     maps::{
         ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings,
     },
@@ -63,7 +63,7 @@ pub struct Walk {
     pub native: Walker,
     /// The Python frame to be emitted next, 0 = none.
     python: u64,
-    /// See [`Remembered`].
+    /// See [`code::epoch`].
     epoch: u64,
     mode: u32,
     count: u32,
@@ -119,6 +119,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.natives = 0;
     walk.unasked = 0;
     walk.python = 0;
+    walk.epoch = 0;
     walk.scratch.forget();
     // SAFETY: the context of a perf-event program is bpf_perf_event_data.
     let (regs, period) = unsafe { (&(*ctx.ctx).regs, (*ctx.ctx).sample_period) };
@@ -141,7 +142,7 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     walk.mode = if known { NATIVE } else { PYTHON_REST };
     if target.flags & target_flags::PYTHON != 0 && set.kernel.valid != 0 {
         walk.unasked = u32::from(target.current != 0);
-        walk.epoch = Remembered::epoch_of(ids.pid);
+        walk.epoch = code::epoch(ids.pid);
         match read_kernel::<u64>(task(), set.kernel.task_fsbase)
             .and_then(|base| python::current_frame(&Current, &walk.target, base))
         {
@@ -294,8 +295,9 @@ fn python_frame(walk: &mut Walk) {
         return;
     }
     let address = walk.python;
-    let codes = Remembered { epoch: walk.epoch };
-    match python::step(&Current, &codes, &walk.target.python, address, &mut walk.scratch) {
+    // For each frame: what is chosen in front of the loop is verified as two loops.
+    let codes = code::remembered(walk.epoch);
+    match python::step(&Current, codes, &walk.target.python, address, &mut walk.scratch) {
         Ok(step) => {
             walk.python = step.previous;
             if !step.shim {

@@ -8,7 +8,7 @@ use crate::interpreters::{Interpreter, VERSIONS, of_version};
 use crate::skip::skip;
 use profiler_common::{CODE_INTERNAL, NO_FIELD, OWNER_INTERPRETER, RawFrame};
 use profiler_ebpf::memory::{Block, Fault};
-use profiler_ebpf::python::{Forgetful, Scratch, current_frame, holders_frame, step};
+use profiler_ebpf::python::{Scratch, current_frame, holders_frame, step};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -162,7 +162,7 @@ fn walk_from(memory: &Walked, entry: &Target, newest: u64) -> Vec<Vec<RawFrame>>
         if frame == 0 {
             break;
         }
-        let step = step(memory, &Forgetful, &entry.python, frame, &mut scratch).unwrap();
+        let step = step(memory, None, &entry.python, frame, &mut scratch).unwrap();
         if !step.shim {
             segments.last_mut().unwrap().push(step.frame);
         }
