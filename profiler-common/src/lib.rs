@@ -16,7 +16,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -86,4 +86,6 @@ pub mod flags {
     pub const GUESSED: u16 = 1 << 9;
     /// Sample: some native frame is in memory that is in no mapping known.
     pub const UNKNOWN_CODE: u16 = 1 << 10;
+    /// Data and accept: seen at the system call, and not in a library.
+    pub const BY_SYSCALL: u16 = 1 << 11;
 }

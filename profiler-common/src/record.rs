@@ -100,8 +100,8 @@ pub struct Close {
     pub conn: ConnId,
 }
 
-/// A thread that was marked with `activation` has dealt with another client: it accepted a connection, or transferred
-/// on another one of which no [`Data`] tells. Once per activation; whether its request was over by then is the
+/// A thread that was marked with `activation` has turned to something else: it accepted a connection, transferred on
+/// another one of which no [`Data`] tells, or waited for whatever event comes next. Once per activation; whether its request was over by then is the
 /// daemon's to know.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,6 +35,8 @@ pub mod target_flags {
     pub const PYTHON: u32 = 1 << 2;
     /// Added by the kernel side itself when the process accepted a connection; the daemon has yet to look at it.
     pub const PROVISIONAL: u32 = 1 << 3;
+    /// Its transfers are seen at system calls, and not in its C library.
+    pub const SYSCALLS: u32 = 1 << 4;
 }
 
 /// Offsets, in bytes, into CPython's structures. Source of each value: see the daemon's `process::python`.
@@ -173,6 +175,8 @@ pub mod connection_flags {
     pub const IGNORED: u8 = 1 << 2;
     /// The head being received is a request's for certain: bytes sent meanwhile answer an earlier one.
     pub const HELD: u8 = 1 << 3;
+    /// An epoll instance of the process waits for it: whoever serves it may be an event loop.
+    pub const WATCHED: u8 = 1 << 4;
 }
 
 /// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.

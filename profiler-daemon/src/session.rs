@@ -176,6 +176,7 @@ impl Session {
                 let _ = gone_out.send(control);
             }),
         );
+        manager.wish = config.boundary;
         let (unwinding, unwinder) = unwind::unwinding();
         let quality = Quality::default();
         manager.unwinding = Some(unwinding.clone());
@@ -289,9 +290,14 @@ impl Gauges {
         self.health.check()?;
         let probes = self.probes.snapshot();
         let attached = probes.iter().any(|(name, state)| {
-            name.starts_with("boundaries in") && matches!(state, ProbeState::Active { .. })
+            (name.starts_with("boundaries in") || name == "system calls")
+                && matches!(state, ProbeState::Active { .. })
         });
-        if attached { Ok(()) } else { Err("no C library carries boundary probes".into()) }
+        if attached {
+            Ok(())
+        } else {
+            Err("neither a C library nor system calls carry boundary probes".into())
+        }
     }
 
     /// Brings the metrics up to date, for whoever is about to read them.

@@ -15,7 +15,7 @@ use support::http::Client;
 use support::interpreters;
 use support::nesting::paths;
 use support::process::{Group, free_port};
-use support::{Daemon, rehosted, skip, wait_for};
+use support::{Daemon, skip, wait_for};
 
 /// A route, the Python functions of its stacks, and the C functions that are between the last two of them, or below.
 struct Route {
@@ -122,17 +122,15 @@ fn check(test: &str, version: &'static str) {
         return;
     }
     // One whose C functions have symbols.
-    let found = interpreters::of_version(version).and_then(|builds| {
-        let build = builds.iter().find(|build| build.prefix.is_some()).unwrap_or(&builds[0]).clone();
-        Ok((rehosted::command(&build)?, build))
-    });
-    let (command, build) = match found {
+    let found = interpreters::of_version(version)
+        .map(|builds| builds.iter().find(|build| build.prefix.is_some()).unwrap_or(&builds[0]).clone());
+    let build = match found {
         Ok(found) => found,
         Err(reason) => return skip(test, reason),
     };
     let with_symbols = build.program.components().any(|part| part.as_os_str() == ".pyenv");
     let py_spy = std::env::var_os("REQPROF_PY_SPY").map(PathBuf::from).filter(|path| path.exists());
-    let server = start(command);
+    let server = start(build.command());
     let pid = server.group.pid();
     let daemon = Daemon::start(&["--pid", &pid.to_string(), "--freq", "499"]);
     println!("PROFILED {}", build.name());

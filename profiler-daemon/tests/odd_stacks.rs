@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::http::Client;
 use support::interpreters::{self, Interpreter};
 use support::nesting::{Server, children, paths, python_paths};
-use support::{Daemon, rehosted, skip, wait_for};
+use support::{Daemon, no_gil, skip, wait_for};
 
 /// Requests of each kind.
 const ROUNDS: usize = 24;
@@ -104,11 +104,11 @@ fn check(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    let (command, build) = match rehosted::first_of(version) {
+    let build = match support::first_build(version) {
         Ok(found) => found,
         Err(reason) => return skip(test, reason),
     };
-    let server = Server::start(command);
+    let server = Server::start(build.command());
     let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
     forged(&build, &server, &daemon);
     let lost = daemon.status()["lost"].clone();
@@ -192,7 +192,7 @@ fn without_gil(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    let command = interpreters::of_version(version).and_then(|builds| rehosted::claiming_no_gil(&builds[0]));
+    let command = support::first_build(version).and_then(|build| no_gil::claiming(&build));
     let command = match command {
         Ok(command) => command,
         Err(reason) => return skip(test, reason),

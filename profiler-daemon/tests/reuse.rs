@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use support::http::Client;
 use support::process::{Group, free_port};
-use support::{Daemon, rehosted, skip, wait_for};
+use support::{Daemon, skip, wait_for};
 
 const ROUNDS: u64 = 2;
 const AT_ONCE: u64 = 10;
@@ -53,11 +53,11 @@ fn check(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    let (command, build) = match rehosted::first_of(version) {
+    let build = match support::first_build(version) {
         Ok(found) => found,
         Err(reason) => return skip(test, reason),
     };
-    let (port, group) = start(command);
+    let (port, group) = start(build.command());
     let daemon = Daemon::start(&["--pid", &group.pid().to_string(), "--freq", "999"]);
     println!("{}: {}", build.name(), probe(&daemon, "the probe", "in 1 processes"));
     let mut client = Client::new(port);

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{perf_event, raw_tracepoint, uprobe},
     programs::{PerfEventContext, ProbeContext, RawTracePointContext},
 };
-use kernel::{boundary, code, lifecycle, sampler, transfer};
+use kernel::{boundary, code, events, lifecycle, sampler, syscall, transfer};
 
 /// CPU clock: one per CPU.
 #[perf_event]
@@ -34,49 +34,49 @@ pub fn sample_finish(ctx: PerfEventContext) -> u32 {
 /// `recv`, `recvfrom`.
 #[uprobe]
 pub fn http_recv(ctx: ProbeContext) -> u32 {
-    boundary::recv(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::recv(&ctx, ids, &call))
 }
 
 /// `read`.
 #[uprobe]
 pub fn http_read(ctx: ProbeContext) -> u32 {
-    boundary::read(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::read(&ctx, ids, &call))
 }
 
 /// `readv`.
 #[uprobe]
 pub fn http_readv(ctx: ProbeContext) -> u32 {
-    boundary::readv(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::readv(&ctx, ids, &call))
 }
 
 /// `recvmsg`.
 #[uprobe]
 pub fn http_recvmsg(ctx: ProbeContext) -> u32 {
-    boundary::recvmsg(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::recvmsg(&ctx, ids, &call))
 }
 
 /// `send`, `sendto`, `write`.
 #[uprobe]
 pub fn http_send(ctx: ProbeContext) -> u32 {
-    boundary::send(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::send(&ctx, ids, &call))
 }
 
 /// `writev`.
 #[uprobe]
 pub fn http_writev(ctx: ProbeContext) -> u32 {
-    boundary::writev(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::writev(&ctx, ids, &call))
 }
 
 /// `sendmsg`.
 #[uprobe]
 pub fn http_sendmsg(ctx: ProbeContext) -> u32 {
-    boundary::sendmsg(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::sendmsg(&ctx, ids, &call))
 }
 
 /// `sendfile`.
 #[uprobe]
 pub fn http_sendfile(ctx: ProbeContext) -> u32 {
-    boundary::sendfile(&ctx)
+    boundary::made(&ctx).map_or(0, |(ids, call)| boundary::sendfile(&ctx, ids, &call))
 }
 
 /// `send`, `sendto`, `write`, `writev`, `sendmsg`, before the system call.
@@ -107,6 +107,40 @@ pub fn http_accept(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn http_close(ctx: ProbeContext) -> u32 {
     boundary::close(&ctx)
+}
+
+/// `epoll_ctl`.
+#[uprobe]
+pub fn epoll_control(ctx: ProbeContext) -> u32 {
+    events::control(&ctx)
+}
+
+/// `epoll_wait` and its kin, before the system call.
+#[uprobe]
+pub fn epoll_wait(_ctx: ProbeContext) -> u32 {
+    events::wait()
+}
+
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    syscall::enter(&ctx)
+}
+
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    syscall::exit(&ctx)
+}
+
+/// Tail-called for each piece of what a system call received.
+#[raw_tracepoint]
+pub fn syscall_in(ctx: RawTracePointContext) -> i32 {
+    transfer::step_in(&ctx) as i32
+}
+
+/// Tail-called for each piece of what a system call sent.
+#[raw_tracepoint]
+pub fn syscall_out(ctx: RawTracePointContext) -> i32 {
+    transfer::step_out(&ctx) as i32
 }
 
 /// CPython's `code_dealloc`.

@@ -17,7 +17,7 @@ use super::{ProbeState, ProbeTable};
 use crate::process::elf::{ElfError, ElfFile, FileId};
 use crate::process::maps::in_user_space;
 use crate::process::patience::{FILES, PATIENCE};
-use crate::process::sites::{self, SiteError};
+use crate::process::sites::{self, Reason, SiteError};
 
 /// Which program follows the functions that make a system call.
 fn program_for(syscall: u32) -> Option<&'static str> {
@@ -31,6 +31,7 @@ fn program_for(syscall: u32) -> Option<&'static str> {
         libc::SYS_sendmsg => "http_sendmsg",
         libc::SYS_sendfile => "http_sendfile",
         libc::SYS_accept | libc::SYS_accept4 => "http_accept",
+        libc::SYS_epoll_ctl => "epoll_control",
         _ => return None,
     })
 }
@@ -39,8 +40,11 @@ fn program_for(syscall: u32) -> Option<&'static str> {
 /// Not `sendfile`: nothing cheap comes before its system call.
 const ENTER: (&str, [&str; 5]) = ("http_enter", ["send", "sendto", "write", "writev", "sendmsg"]);
 
-/// Without these no request can be followed at all.
-const REQUIRED: [&str; 4] = ["recv", "send", "accept4", "close"];
+/// The same where a thread begins to wait for events. The last one is new in glibc 2.35, and not every kernel's.
+const WAIT: (&str, [&str; 3]) = ("epoll_wait", ["epoll_wait", "epoll_pwait", "epoll_pwait2"]);
+
+/// Without these no request can be followed at all, or a thread that works on several passes for one that does not.
+const REQUIRED: [&str; 6] = ["recv", "send", "accept4", "close", "epoll_ctl", "epoll_wait"];
 
 /// A library cannot be probed.
 #[derive(Debug, thiserror::Error)]
@@ -218,11 +222,13 @@ fn examine(file: File) -> Result<Examined, BoundaryError> {
             }
         }
     }
-    match sites::entry_site(&elf, "close") {
-        Ok(site) => {
-            wanted.insert(site, ("close", "http_close"));
+    let waits = WAIT.1.map(|function| (function, WAIT.0));
+    for (function, program) in waits.into_iter().chain([("close", "http_close")]) {
+        match sites::entry_site(&elf, function) {
+            Ok(site) => drop(wanted.insert(site, (function, program))),
+            Err(SiteError::NoCheapSite { reason: Reason::Undefined, .. }) if function != WAIT.1[0] => {}
+            Err(error) => missing.push(describe(error)),
         }
-        Err(error) => missing.push(describe(error)),
     }
     let unfit = REQUIRED.iter().any(|name| !wanted.values().any(|(function, _)| function == name));
     if unfit { Err(BoundaryError::NoSites(missing)) } else { Ok(Examined { elf, wanted, missing }) }

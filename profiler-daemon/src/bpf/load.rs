@@ -10,7 +10,7 @@ use profiler_common::{KernelOffsets, Settings};
 
 use super::{
     CodeDeaths, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, SpaceValue,
-    TargetValue, UnwindMaps, btf,
+    TargetValue, UnwindMaps, btf, syscalls,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -80,7 +80,7 @@ pub struct Kernel {
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
 const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
-const PROBES: [&str; 12] = [
+const PROBES: [&str; 14] = [
     "http_recv",
     "http_read",
     "http_readv",
@@ -92,8 +92,12 @@ const PROBES: [&str; 12] = [
     "http_enter",
     "http_accept",
     "http_close",
+    "epoll_control",
+    "epoll_wait",
     "code_death",
 ];
+/// The same for `SYSCALL_STEPS`.
+const SYSCALL_STEPS: [&str; 2] = ["syscall_in", "syscall_out"];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
 /// What can be full: as the metrics call it, and its map.
 const TABLES: [(&str, &str); 4] = [
@@ -146,6 +150,9 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     for name in SAMPLE_STEPS.iter().chain(&["sample"]) {
         load_program(&mut object, name, |p: &mut PerfEvent| p.load())?;
     }
+    for name in SYSCALL_STEPS.iter().chain(&syscalls::PROGRAMS) {
+        load_program(&mut object, name, |p: &mut RawTracePoint| p.load())?;
+    }
     for (name, tracepoint) in [
         ("process_fork", "sched_process_fork"),
         ("process_exec", "sched_process_exec"),
@@ -165,6 +172,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         );
     }
     fill_steps(&mut object, "TRANSFER_STEPS", &TRANSFER_STEPS)?;
+    fill_steps(&mut object, "SYSCALL_STEPS", &SYSCALL_STEPS)?;
     fill_steps(&mut object, "SAMPLE_STEPS", &SAMPLE_STEPS)?;
 
     let logger = if options.log {

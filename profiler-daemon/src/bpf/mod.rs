@@ -15,6 +15,7 @@ mod ring;
 mod sampler;
 mod stats;
 pub mod sys;
+mod syscalls;
 mod unwind;
 
 pub use boundary::BoundaryProbes;
@@ -26,6 +27,7 @@ pub use loss::Loss;
 pub use ring::Ring;
 pub use sampler::CpuSampler;
 pub use stats::{KernelStats, RunTimes, total};
+pub use syscalls::SyscallProbes;
 pub use unwind::UnwindMaps;
 
 use std::collections::BTreeMap;

@@ -19,8 +19,8 @@ pub use globs::Globs;
 pub use raw::{RawConfig, RawRoutePattern, RawStore};
 pub use reload::Reload;
 pub use values::{
-    FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
-    ValueError,
+    BoundarySource, FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob,
+    ServiceName, Size, Span, ValueError,
 };
 
 use crate::correlate::route::ServicePattern;
@@ -106,6 +106,8 @@ pub struct Config {
     pub freq: u32,
     /// Whether native frames are taken beside those of the interpreter.
     pub native_frames: bool,
+    /// Where requests are seen.
+    pub boundary: BoundarySource,
     /// Bytes of the ring buffer, a power of two.
     pub ring_size: u32,
     pub listen: SocketAddr,
@@ -149,6 +151,7 @@ impl Config {
             route_patterns,
             freq,
             native_frames,
+            boundary,
             ring_size,
             listen,
             allow_remote,
@@ -210,6 +213,7 @@ impl Config {
             }),
             freq: freq.map_or(DEFAULT_FREQ, |f| f.get()),
             native_frames: native_frames.unwrap_or(true),
+            boundary: boundary.unwrap_or_default(),
             ring_size: ring_size.map_or(DEFAULT_RING_SIZE, |s| s.get()),
             listen,
             allow_remote,

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::values::{
-    FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob, ServiceName, Size, Span,
+    BoundarySource, FormatName, Freq, GlobText, HostName, LogFormat, Pid, Port, RingSize, RouteGlob,
+    ServiceName, Size, Span,
 };
 use crate::correlate::route::Pattern;
 use crate::export::Template;
@@ -25,6 +26,7 @@ pub struct RawConfig {
     pub route_patterns: Option<Vec<RawRoutePattern>>,
     pub freq: Option<Freq>,
     pub native_frames: Option<bool>,
+    pub boundary: Option<BoundarySource>,
     pub ring_size: Option<RingSize>,
     pub listen: Option<SocketAddr>,
     pub allow_remote: Option<bool>,
@@ -80,6 +82,7 @@ impl RawConfig {
             route_patterns: flags.route_patterns.or(file.route_patterns),
             freq: flags.freq.or(file.freq),
             native_frames: flags.native_frames.or(file.native_frames),
+            boundary: flags.boundary.or(file.boundary),
             ring_size: flags.ring_size.or(file.ring_size),
             listen: flags.listen.or(file.listen),
             allow_remote: flags.allow_remote.or(file.allow_remote),

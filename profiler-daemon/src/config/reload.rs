@@ -30,6 +30,7 @@ impl Config {
             route_patterns,
             freq,
             native_frames,
+            boundary,
             ring_size,
             listen,
             allow_remote,
@@ -65,6 +66,7 @@ impl Config {
         later(&mut restart, "pid, all, comm, exe, port", &old.selection, selection);
         later(&mut restart, "freq", &old.freq, freq);
         later(&mut restart, "native_frames", &old.native_frames, native_frames);
+        later(&mut restart, "boundary", &old.boundary, boundary);
         later(&mut restart, "ring_size", &old.ring_size, ring_size);
         later(&mut restart, "listen", &old.listen, listen);
         later(&mut restart, "allow_remote", &old.allow_remote, allow_remote);

@@ -46,7 +46,7 @@ fn every_setting_is_read() {
     let config = load(
         "pid: [17, 18, 17]\ncomm: ['gunicorn*']\nexe: [/opt/*/python3]\nport: [8000]\nroute: ['/api/*']\n\
          route_patterns:\n- {service: shop, pattern: '/orders/{id}'}\n- pattern: /files/{*rest}\n\
-         freq: 199\nnative_frames: false\nring_size: 1MiB\nlisten: 0.0.0.0:80\nallow_remote: true\nallow_hosts: [Shop.example]\n\
+         freq: 199\nnative_frames: false\nboundary: syscall\nring_size: 1MiB\nlisten: 0.0.0.0:80\nallow_remote: true\nallow_hosts: [Shop.example]\n\
          store: {dir: /srv/reqprof, max_size: 2GiB, max_age: 1h}\nprof_path: /srv/prof\n\
          prof_file: '{path}.{id}'\nmin_duration: 250ms\nlog_format: json\n",
     )
@@ -65,6 +65,7 @@ fn every_setting_is_read() {
         config.route_patterns[1].service.is_none() && config.route_patterns[1].pattern.matches("/files/a/b")
     );
     assert_eq!((config.freq, config.native_frames, config.ring_size), (199, false, 1_048_576));
+    assert_eq!(config.boundary, BoundarySource::Syscall);
     assert_eq!((config.listen.to_string().as_str(), config.allow_remote), ("0.0.0.0:80", true));
     assert_eq!(config.allow_hosts, ["shop.example"]);
     let store = Store { dir: "/srv/reqprof".into(), max_size: 2 << 30, max_age: Duration::from_secs(3600) };

@@ -143,6 +143,30 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Where requests are seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BoundarySource {
+    /// In the C library where it can be probed, and at system calls where not.
+    #[default]
+    Auto,
+    /// In the C library only.
+    Uprobe,
+    /// At system calls, of every process.
+    Syscall,
+}
+
+impl FromStr for BoundarySource {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uprobe" => Ok(Self::Uprobe),
+            "syscall" => Ok(Self::Syscall),
+            _ => refuse(text, "the source of boundaries is `auto`, `uprobe` or `syscall`"),
+        }
+    }
+}
+
 fn in_range<T: TryFrom<u64>>(text: &str, min: u64, max: u64, what: &str) -> Result<T, ValueError> {
     let number = text.parse::<u64>().ok().filter(|n| (min..=max).contains(n));
     match number.and_then(|n| T::try_from(n).ok()) {
@@ -222,6 +246,7 @@ deserialize_from_text!(
     ServiceName,
     HostName,
     LogFormat,
+    BoundarySource,
     Template,
     Pattern
 );

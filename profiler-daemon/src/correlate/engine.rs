@@ -13,7 +13,7 @@ use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
 use super::output::{Counters, Finished, Output, Place, ProcessEvent, RequestKey, Sink};
 use super::thread::Thread;
 use crate::decode::Event;
-use crate::record::Outcome;
+use crate::record::{Boundary, Outcome};
 
 /// How long after its end a request's tail is waited for, ns. A server that closes or goes on to its next request
 /// ends it sooner.
@@ -39,6 +39,7 @@ const ENDED: [i32; 6] =
 pub(super) struct Conn {
     pub(super) generation: u64,
     pub(super) machine: Connection,
+    pub(super) boundary: Boundary,
     /// Open requests by the machine's number; nearly always one.
     pub(super) requests: Vec<(u64, RequestKey)>,
     /// The request that was finished last.
@@ -117,7 +118,7 @@ impl Engine {
                 self.turns_to(None, header.pid, header.tid, sink);
                 // A descriptor that is accepted anew was closed, whether or not that reached us.
                 self.close_place((conn.pid, conn.fd), header.time, true, 0, sink);
-                self.insert(*conn, Connection::accepted());
+                self.insert(*conn, Connection::accepted(), header.flags);
                 sink(Output::Process(ProcessEvent::Accepted { pid: header.pid }));
             }
             Event::Close(header, conn) => {
@@ -192,13 +193,14 @@ impl Engine {
         self.connections.get_mut(&place.0)?.get_mut(&place.1)
     }
 
-    fn insert(&mut self, id: ConnId, machine: Connection) {
+    fn insert(&mut self, id: ConnId, machine: Connection, bits: u16) {
         if self.connection_count >= CONNECTIONS_MAX {
             self.counters.refused += 1;
             return;
         }
-        let conn =
-            Conn { generation: id.generation, machine, requests: Vec::new(), last: None, missing: false };
+        let boundary = if bits & flags::BY_SYSCALL != 0 { Boundary::Syscall } else { Boundary::Uprobe };
+        let generation = id.generation;
+        let conn = Conn { generation, machine, boundary, requests: Vec::new(), last: None, missing: false };
         if self.connections.entry(id.pid).or_default().insert(id.fd, conn).is_none() {
             self.connection_count += 1;
         }
@@ -217,7 +219,7 @@ impl Engine {
                 }
                 let joined = data.header.flags & flags::UNSEEN_ACCEPT != 0;
                 let machine = if joined { Connection::joined() } else { Connection::accepted() };
-                self.insert(data.conn, machine);
+                self.insert(data.conn, machine, data.header.flags);
             }
         }
         let header = &data.header;
@@ -417,9 +419,11 @@ impl Engine {
             self.revoke(key, sink);
         }
         let Some(request) = self.open.remove(&key) else { return };
+        let boundary = self.conn(place).map_or(Boundary::Uprobe, |conn| conn.boundary);
         let finished = Finished {
             key,
             pid: place.0,
+            boundary,
             attributed: request.attributed,
             tail_samples: request.tail,
             lost: request.lost + u64::from(exchange.lost),

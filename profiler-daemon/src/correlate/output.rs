@@ -4,6 +4,7 @@ use profiler_common::ConnId;
 
 use super::http::{Exchange, Protocol};
 use crate::decode::SampleEvent;
+use crate::record::Boundary;
 
 /// Number of a request within this run.
 pub type RequestKey = u64;
@@ -69,6 +70,8 @@ pub enum ProcessEvent {
 pub struct Finished {
     pub key: RequestKey,
     pub pid: u32,
+    /// Where it was seen.
+    pub boundary: Boundary,
     pub exchange: Exchange,
     /// Samples can be trusted: one thread did it all, and it does one thing at a time.
     pub attributed: bool,

@@ -21,7 +21,7 @@ use crate::health::Pulse;
 use crate::process::identity::{self, ProcessKey};
 use crate::process::targets::{Decision, Targets};
 use crate::profile::{Builder, Frame, FrameKind, MAX_DEPTH, Profile};
-use crate::record::{Attribution, Boundary, RequestRecord, TOO_SHORT};
+use crate::record::{Attribution, RequestRecord, TOO_SHORT};
 use crate::serve::Metrics;
 use crate::store::{self, Entry};
 use crate::symbolize::Symbolizer;
@@ -303,9 +303,12 @@ impl Finisher {
     }
 
     /// A request and its samples, on their way out if the process is one of ours.
-    fn conclude(&mut self, finished: Finished, builder: Option<Builder>) {
+    fn conclude(&mut self, mut finished: Finished, builder: Option<Builder>) {
         let service = match self.targets.decision(finished.pid) {
-            Decision::Selected(info) => info.service.clone(),
+            Decision::Selected(info) => {
+                finished.attributed &= info.attribution.works;
+                info.service.clone()
+            }
             Decision::Rejected => {
                 self.filtered += 1;
                 return;
@@ -354,7 +357,7 @@ impl Finisher {
     }
 
     fn record(&mut self, finished: Finished, builder: Option<&Builder>, service: Arc<str>) -> RequestRecord {
-        let Finished { key, pid, exchange, attributed, tail_samples, lost } = finished;
+        let Finished { key, pid, boundary, exchange, attributed, tail_samples, lost } = finished;
         let (method, path, trace_id) = match &exchange.head {
             Some(head) => (
                 Some(head.method.as_str().to_owned()),
@@ -386,7 +389,7 @@ impl Finisher {
             samples: builder.map_or(0, Builder::samples),
             tail_samples,
             lost_events: lost,
-            boundary: Boundary::Uprobe,
+            boundary,
             attribution: if attributed { Attribution::Thread } else { Attribution::None },
             outcome: exchange.outcome,
             note: exchange

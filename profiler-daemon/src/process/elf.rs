@@ -81,6 +81,7 @@ pub struct ElfFile {
     loads: Vec<Load>,
     /// Virtual address and size of `.eh_frame_hdr`.
     unwind: Option<(u64, u64)>,
+    interpreted: bool,
 }
 
 impl ElfFile {
@@ -88,9 +89,9 @@ impl ElfFile {
         let id = FileId::of(&file)?;
         let reader = Reader::new(&file, id.size);
         let headers = Headers::read(&reader).map_err(|e| reader.explain(e))?;
-        let Headers { loads, unwind } = headers;
+        let Headers { loads, unwind, interpreted } = headers;
         drop(reader);
-        Ok(Self { file, id, loads, unwind })
+        Ok(Self { file, id, loads, unwind, interpreted })
     }
 
     pub fn id(&self) -> FileId {
@@ -99,6 +100,11 @@ impl ElfFile {
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Whether a program is started by a dynamic linker, and not by itself.
+    pub fn interpreted(&self) -> bool {
+        self.interpreted
     }
 
     pub fn loads(&self) -> &[Load] {
@@ -223,6 +229,7 @@ pub fn bias(loads: &[Load], mapping: &Mapping) -> Option<u64> {
 struct Headers {
     loads: Vec<Load>,
     unwind: Option<(u64, u64)>,
+    interpreted: bool,
 }
 
 impl Headers {
@@ -232,6 +239,7 @@ impl Headers {
         let segments = header.program_headers(endian, reader)?;
         let mut loads = Vec::new();
         let mut unwind = None;
+        let mut interpreted = false;
         for segment in segments {
             let kind = segment.p_type(endian);
             if kind == elf::PT_LOAD && loads.len() < LOADS_MAX {
@@ -242,11 +250,12 @@ impl Headers {
                     executable: segment.p_flags(endian).0 & elf::PF_X.0 != 0,
                 });
             }
+            interpreted |= kind == elf::PT_INTERP;
             if kind == elf::PT_GNU_EH_FRAME {
                 unwind = Some((segment.p_vaddr(endian), segment.p_memsz(endian)));
             }
         }
-        Ok(Self { loads, unwind })
+        Ok(Self { loads, unwind, interpreted })
     }
 }
 

@@ -12,20 +12,25 @@ use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use profiler_common::target_flags;
 
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
-use super::maps::{self, Maps};
+use super::maps::{self, Mapping, Maps};
 use super::named::Named;
 use super::patience::{FILES, MEMORY, PATIENCE};
 use super::pending::Pending;
+use super::program::{self, Program};
 use super::roster::Roster;
 use super::runtime::{self, Found};
 use super::service;
 use super::sockets::{self, Listening};
+use super::source::{self, Source};
 use super::targets::{Feature, TargetInfo};
-use crate::bpf::{BoundaryProbes, CodeDeaths, CpuSampler, KernelLogger, ProbeState, ProbeTable, sys};
-use crate::config::Selection;
+use crate::bpf::{
+    BoundaryProbes, CodeDeaths, CpuSampler, KernelLogger, ProbeState, ProbeTable, SyscallProbes, sys,
+};
+use crate::config::{BoundarySource, Selection};
 use crate::correlate::ProcessEvent;
 use crate::health::Pulse;
 use crate::pipeline;
@@ -66,9 +71,12 @@ pub struct Manager {
     pub roster: Roster,
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
+    pub calls: SyscallProbes,
     pub deaths: CodeDeaths,
     pub probes: ProbeTable,
     pub selection: Selection,
+    /// Where the user wants boundaries to be seen.
+    pub wish: BoundarySource,
     /// Told to the symboliser: targets.
     pub tell: Box<dyn Fn(pipeline::Message) + Send>,
     /// Told to the correlator: a process found dead, or not selected.
@@ -108,6 +116,8 @@ impl Manager {
             roster,
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
+            calls: SyscallProbes::default(),
+            wish: BoundarySource::default(),
             deaths,
             probes,
             selection,
@@ -157,6 +167,9 @@ impl Manager {
                 self.roster.targets.sweep();
                 self.bury();
                 let beat = || self.pulse.iter().for_each(Pulse::beat);
+                let by_calls = self.roster.targets.list().iter().any(|target| target.by_calls);
+                let needed = by_calls || self.wish == BoundarySource::Syscall;
+                self.calls.tend(&mut self.object, &self.probes, needed);
                 self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
             }
             if now >= next_scan {
@@ -167,6 +180,7 @@ impl Manager {
         }
         self.sampler.detach(&mut self.object);
         self.boundary.detach(&mut self.object);
+        self.calls.detach(&mut self.object);
         self.deaths.detach(&mut self.object);
         self.object
     }
@@ -214,10 +228,15 @@ impl Manager {
         }
     }
 
-    /// The C library of the host itself, so that a service that starts later finds the probes in place.
+    /// The C library of the host itself (or the system calls), so that a service that starts later finds the probes in place.
     fn attach_host_libc(&mut self) {
-        if let Ok(maps) = Maps::read(self.own_pid) {
-            self.attach_libc(self.own_pid, &maps);
+        // What comes of it is in the table of probes.
+        if self.wish == BoundarySource::Syscall {
+            let _ = self.calls.attach(&mut self.object, &self.probes);
+        } else if let Ok(maps) = Maps::read(self.own_pid)
+            && let Some(mapping) = maps.iter().find(|m| m.executable && m.is_glibc())
+        {
+            let _ = self.attach_library(self.own_pid, mapping);
         }
     }
 
@@ -423,8 +442,19 @@ impl Manager {
             // It is a target whose entry says why nothing works.
             Err(_) => Maps::default(),
         };
-        let boundary = self.attach_libc(pid, &maps);
-        let Found { target, runtime, interpreter_stacks, settled } = runtime::examine(pid, &maps);
+        let program = PATIENCE.ask(pid, FILES, move || program::read(pid));
+        let program = program.ok().and_then(Result::ok);
+        let (boundary, calls) = self.attach_boundary(pid, program.as_ref(), &maps);
+        let Found { mut target, runtime, interpreter_stacks, settled } =
+            runtime::examine(pid, program.as_ref(), &maps);
+        let attribution = runtime::attribution(&runtime);
+        if !attribution.works {
+            // Whose they are nobody could tell.
+            target.flags &= !target_flags::SAMPLE;
+        }
+        if calls {
+            target.flags |= target_flags::SYSCALLS;
+        }
         let settled = settled && boundary.works;
         let native_stacks = Feature::works("unwind tables (.eh_frame); frame pointers where code has none");
         if let Err(error) = self.roster.follow(pid, target) {
@@ -452,6 +482,8 @@ impl Manager {
             ports,
             runtime,
             boundary,
+            by_calls: calls,
+            attribution,
             native_stacks,
             interpreter_stacks,
             other_protocols: Vec::new(),
@@ -467,29 +499,34 @@ impl Manager {
         }
     }
 
-    fn attach_libc(&mut self, pid: u32, maps: &Maps) -> Feature {
-        let Some(mapping) = maps.iter().find(|m| m.executable && m.is_glibc()) else {
-            let musl = maps.iter().any(|m| m.file_name().starts_with("ld-musl"));
-            return Feature::missing(if musl {
-                "musl's C library has no probe sites that are known"
-            } else {
-                "no C library is mapped (a static binary, or it is still starting)"
-            });
+    /// Whether and where requests of this process are seen, and whether that is at system calls.
+    fn attach_boundary(&mut self, pid: u32, program: Option<&Program>, maps: &Maps) -> (Feature, bool) {
+        let reason = match source::choose(self.wish, program, maps) {
+            Source::Library { mapping, or_calls } => match self.attach_library(pid, mapping) {
+                Ok(detail) => return (Feature::works(detail), false),
+                Err(reason) if !or_calls => return (Feature::missing(reason), false),
+                Err(reason) => reason,
+            },
+            Source::Calls(reason) => reason.to_owned(),
+            Source::Later => return (Feature::missing("no C library is mapped yet"), false),
+            Source::Nowhere(reason) => return (Feature::missing(reason), false),
         };
+        match self.calls.attach(&mut self.object, &self.probes) {
+            Ok(()) => (Feature::works(format!("syscall: {reason}")), true),
+            Err(error) => (Feature::missing(format!("{reason}; {error}")), false),
+        }
+    }
+
+    fn attach_library(&mut self, pid: u32, mapping: &Mapping) -> Result<String, String> {
         let name = mapping.path.to_string_lossy().into_owned();
         let place = mapping.clone();
-        let file = match PATIENCE.ask(pid, FILES, move || maps::open(pid, &place)) {
-            Ok(Ok(file)) => file,
-            Ok(Err(error)) => return Feature::missing(error.to_string()),
-            Err(error) => return Feature::missing(error.to_string()),
-        };
+        let file = PATIENCE.ask(pid, FILES, move || maps::open(pid, &place));
+        let file = file.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let targets = self.roster.targets.clone();
         let own = self.own_pid;
         self.boundary.sweep(move |user| user == own || targets.is_live(user));
-        match self.boundary.attach(&mut self.object, pid, file, &name, &self.probes) {
-            Ok(attached) => Feature::works(format!("uprobe: {attached} in {name}")),
-            Err(reason) => Feature::missing(reason),
-        }
+        let attached = self.boundary.attach(&mut self.object, pid, file, &name, &self.probes)?;
+        Ok(format!("uprobe: {attached} in {name}"))
     }
 }
 

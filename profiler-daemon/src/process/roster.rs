@@ -171,6 +171,8 @@ mod tests {
             ports: Vec::new(),
             runtime: Runtime { name: "native", version: None },
             boundary: works(),
+            by_calls: false,
+            attribution: works(),
             native_stacks: works(),
             interpreter_stacks: works(),
             other_protocols: Vec::new(),

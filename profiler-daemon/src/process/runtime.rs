@@ -7,6 +7,7 @@ use profiler_common::{Target, target_flags};
 
 use super::maps::Maps;
 use super::patience::{FILES, PATIENCE};
+use super::program::Program;
 use super::python::{self, PythonError};
 use super::targets::{Feature, Runtime};
 
@@ -20,7 +21,7 @@ pub struct Found {
 }
 
 /// Looks at a process.
-pub fn examine(pid: u32, maps: &Maps) -> Found {
+pub fn examine(pid: u32, program: Option<&Program>, maps: &Maps) -> Found {
     let seen = maps.clone();
     let python = PATIENCE.ask(pid, FILES, move || {
         python::detect(pid, &seen).map_err(|error| {
@@ -32,10 +33,7 @@ pub fn examine(pid: u32, maps: &Maps) -> Found {
     let mut target = Target { flags: target_flags::SAMPLE | target_flags::HTTP, ..Target::default() };
     let mut settled = true;
     let (runtime, interpreter_stacks) = match python {
-        Ok(None) => (
-            Runtime { name: native_runtime(maps), version: None },
-            Feature::missing("no interpreter that is known"),
-        ),
+        Ok(None) => (other_runtime(program, maps), Feature::missing("no interpreter that is known")),
         Ok(Some(found)) => {
             found.fill(&mut target);
             let version = Some(found.release.clone());
@@ -54,6 +52,20 @@ pub fn examine(pid: u32, maps: &Maps) -> Found {
     Found { target, runtime, interpreter_stacks, settled }
 }
 
-fn native_runtime(maps: &Maps) -> &'static str {
-    if maps.iter().any(|m| m.file_name() == "libjvm.so") { "jvm" } else { "native" }
+fn other_runtime(program: Option<&Program>, maps: &Maps) -> Runtime {
+    if let Some(version) = program.and_then(|program| program.go.clone()) {
+        return Runtime { name: "go", version };
+    }
+    let jvm = maps.iter().any(|m| m.file_name() == "libjvm.so");
+    Runtime { name: if jvm { "jvm" } else { "native" }, version: None }
+}
+
+/// How it is known which request a thread of this runtime works on.
+pub fn attribution(runtime: &Runtime) -> Feature {
+    match runtime.name {
+        "go" => Feature::missing(
+            "Go moves goroutines between threads, which is not followed: its requests have no stacks",
+        ),
+        _ => Feature::works("thread"),
+    }
 }

@@ -28,6 +28,11 @@ pub struct TargetInfo {
     pub runtime: Runtime,
     /// Where requests are seen.
     pub boundary: Feature,
+    /// They are seen at its system calls.
+    #[serde(skip)]
+    pub by_calls: bool,
+    /// Which request its threads work on.
+    pub attribution: Feature,
     /// Stacks of native code.
     pub native_stacks: Feature,
     /// Stacks of the interpreter, where there is one.
@@ -216,6 +221,8 @@ mod tests {
             ports: Vec::new(),
             runtime: Runtime { name: "native", version: None },
             boundary: Feature::works("uprobe"),
+            by_calls: false,
+            attribution: Feature::works("thread"),
             native_stacks: Feature::works("frame pointers"),
             interpreter_stacks: Feature::missing("none"),
             other_protocols: Vec::new(),

@@ -69,6 +69,16 @@ impl Interpreter {
         command
     }
 
+    /// The same with another program in its place, which finds its library where this one does.
+    pub fn running(&self, program: PathBuf) -> Self {
+        let mut line = self.line.clone();
+        if let Some(last) = line.last_mut() {
+            *last = program.clone().into();
+        }
+        let home = self.prefix.as_ref().map(|prefix| ("PYTHONHOME".into(), prefix.clone().into()));
+        Self { program, line, variables: home.into_iter().collect(), ..self.clone() }
+    }
+
     /// For people.
     pub fn name(&self) -> String {
         self.program.display().to_string()
@@ -104,12 +114,7 @@ impl Interpreter {
             if !built.status.success() {
                 return Err(String::from_utf8_lossy(&built.stderr).into_owned());
             }
-            let mut line = self.line.clone();
-            if let Some(last) = line.last_mut() {
-                *last = program.clone().into();
-            }
-            let variables = vec![("PYTHONHOME".into(), prefix.clone().into())];
-            Ok(Self { program: program.clone(), line, variables, ..self.clone() })
+            Ok(self.running(program.clone()))
         };
         (!self.headers.is_empty()).then(build)
     }
@@ -126,7 +131,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The builds of a version, or why there is none.
+/// The builds of a version, or why there is none; never none without a reason.
 pub fn of_version(version: &'static str) -> Result<Vec<Interpreter>, String> {
     let mut found = Vec::new();
     let distribution = PathBuf::from(format!("/usr/bin/python{version}"));

@@ -17,10 +17,10 @@ pub mod http;
 pub mod interpreters;
 pub mod load;
 pub mod nesting;
+pub mod no_gil;
 pub mod process;
 pub mod python;
 pub mod reader;
-pub mod rehosted;
 pub mod served;
 pub mod skip;
 pub mod tree;
@@ -52,4 +52,9 @@ pub fn any_python(name: &str) -> Option<Python> {
     }
     let found = Python::debian().or_else(|_| Python::pyenv());
     found.map_err(|reason| skip(name, reason)).ok()
+}
+
+/// The first build of a version, or why there is none.
+pub fn first_build(version: &'static str) -> Result<interpreters::Interpreter, String> {
+    interpreters::of_version(version).map(|mut builds| builds.remove(0))
 }

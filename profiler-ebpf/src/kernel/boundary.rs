@@ -1,129 +1,123 @@
-//! The boundary probes: what a target transfers on its server-side connections.
+//! The boundary programs: what a target transfers on its server-side connections.
 //!
-//! In: registers behind a system call inside libc. Out: the pieces of the transfer, see [`piece`](super::piece).
-//! A process that is no target costs one map look-up, and a descriptor that is no tracked connection another.
+//! In: system calls, by a [`Source`]. Out: the pieces of their transfers, see [`piece`](super::piece). A process that is
+//! no target costs one map look-up, and a descriptor that is no tracked connection another.
 
-use aya_ebpf::{bindings::pt_regs, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
-    Accept, ConnId, Connection, DIR_IN, DIR_OUT, Interleaved, Kind, Stat, Target, connection_flags,
-    connection_key, connection_state, target_flags,
+    Accept, Active, ConnId, Connection, DIR_IN, DIR_OUT, Header, Interleaved, Kind, Stat, Target,
+    connection_flags, connection_key, connection_state, target_flags,
 };
-use profiler_ebpf::{head::begins_known_method, memory::Memory};
+use profiler_ebpf::head::begins_known_method;
 
 use super::{
+    call::{Buffers, Call, Shape, Source},
     connection::{Flow, Shared},
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, count, settings},
     piece,
-    task::{Current, Ids, header, ids, now, opened, read_kernel, read_user, task},
-    transfer::{self, FLAT, MESSAGE, Transfer, VECTOR, elements},
+    task::{Ids, header, ids, now, opened, read_kernel, read_user, task},
+    transfer::{self, Transfer},
 };
 
 /// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
 const NOT_STREAM: u64 = 0x1 | 0x2 | 0x2000;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;
+/// `ERESTARTSYS` to `ERESTART_RESTARTBLOCK` (include/linux/errno.h): the call was interrupted, and is made again or
+/// fails with `EINTR`. Only seen inside the kernel.
+const RESTART: core::ops::RangeInclusive<i64> = 512..=516;
 
 #[inline(always)]
-pub fn regs(ctx: &ProbeContext) -> &pt_regs {
-    // SAFETY: the context of a uprobe is the interrupted registers.
-    unsafe { &*ctx.regs }
-}
-
-#[inline(always)]
-fn is_target(pid: u32) -> bool {
+fn is_target<S: Source>(pid: u32) -> bool {
     // SAFETY: a lookup.
     match unsafe { TARGETS.get(pid) } {
-        Some(target) => target.flags & target_flags::HTTP != 0,
+        Some(target) => target.flags & (target_flags::HTTP | target_flags::SYSCALLS) == S::FOLLOWS,
         None => false,
     }
 }
 
+/// The call that a target has made.
 #[inline(always)]
-pub fn recv(ctx: &ProbeContext) -> u32 {
-    let r = regs(ctx);
-    if r.r10 & NOT_STREAM != 0 || r.rdx == 0 {
-        return 0;
-    }
-    receive(ctx, FLAT, true)
-}
-
-#[inline(always)]
-pub fn read(ctx: &ProbeContext) -> u32 {
-    if regs(ctx).rdx == 0 {
-        return 0;
-    }
-    receive(ctx, FLAT, false)
-}
-
-#[inline(always)]
-pub fn readv(ctx: &ProbeContext) -> u32 {
-    receive(ctx, VECTOR, false)
-}
-
-#[inline(always)]
-pub fn recvmsg(ctx: &ProbeContext) -> u32 {
-    if regs(ctx).rdx & NOT_STREAM != 0 {
-        return 0;
-    }
-    receive(ctx, MESSAGE, true)
-}
-
-#[inline(always)]
-pub fn send(ctx: &ProbeContext) -> u32 {
-    begin(ctx, DIR_OUT, FLAT, false)
-}
-
-#[inline(always)]
-pub fn writev(ctx: &ProbeContext) -> u32 {
-    begin(ctx, DIR_OUT, VECTOR, false)
-}
-
-#[inline(always)]
-pub fn sendmsg(ctx: &ProbeContext) -> u32 {
-    begin(ctx, DIR_OUT, MESSAGE, false)
-}
-
-#[inline(always)]
-fn receive(ctx: &ProbeContext, call: u32, discover: bool) -> u32 {
-    begin(ctx, DIR_IN, call, discover)
-}
-
-#[inline(always)]
-pub fn sendfile(ctx: &ProbeContext) -> u32 {
+pub fn made<S: Source>(ctx: &S) -> Option<(Ids, Call)> {
     let ids = ids();
-    if !is_target(ids.pid) {
+    if is_target::<S>(ids.pid) { Some((ids, ctx.call()?)) } else { None }
+}
+
+#[inline(always)]
+pub fn recv<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    if call.r10 & NOT_STREAM != 0 || call.rdx == 0 {
         return 0;
     }
-    let Some((flow, conn)) = followed(ctx, ids, DIR_OUT, None) else { return 0 };
-    let result = regs(ctx).rax as i64;
-    if result <= 0 {
-        return ended(&flow, conn, result);
+    transferred(ctx, ids, call, DIR_IN, Shape::Flat, true)
+}
+
+#[inline(always)]
+pub fn read<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    if call.rdx == 0 {
+        return 0;
+    }
+    transferred(ctx, ids, call, DIR_IN, Shape::Flat, false)
+}
+
+#[inline(always)]
+pub fn readv<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    transferred(ctx, ids, call, DIR_IN, Shape::Vector, false)
+}
+
+#[inline(always)]
+pub fn recvmsg<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    if call.rdx & NOT_STREAM != 0 {
+        return 0;
+    }
+    transferred(ctx, ids, call, DIR_IN, Shape::Message, true)
+}
+
+#[inline(always)]
+pub fn send<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    transferred(ctx, ids, call, DIR_OUT, Shape::Flat, false)
+}
+
+#[inline(always)]
+pub fn writev<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    transferred(ctx, ids, call, DIR_OUT, Shape::Vector, false)
+}
+
+#[inline(always)]
+pub fn sendmsg<S: Source>(ctx: &S, ids: Ids, call: &Call) -> u32 {
+    transferred(ctx, ids, call, DIR_OUT, Shape::Message, false)
+}
+
+#[inline(always)]
+pub fn sendfile<S: Source>(_ctx: &S, ids: Ids, call: &Call) -> u32 {
+    let flow = Flow::new(ids, call.fd(), DIR_OUT, S::MARK);
+    let Some(conn) = followed(&flow, call, None) else { return 0 };
+    if call.result <= 0 {
+        return ended(&flow, conn, call.result);
     }
     // Nothing of it is looked at, and glibc's wrapper has no cheap site before its system call.
-    let mut transfer = Transfer::new(conn, FLAT, 0);
-    piece::emit(&flow, conn, &mut transfer, 0, result as u64, true);
+    let buffers = Buffers { address: 0, elements: 0, vector: 0 };
+    let total = call.result as u64;
+    let mut transfer = Transfer::new(conn, flow.fd, buffers, 0, total);
+    piece::emit(&flow, conn, &mut transfer, 0, total, true);
     0
 }
 
-/// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes at this
-/// address say that it is one.
+/// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes in these
+/// buffers say that it is one.
 #[inline(always)]
-fn followed(ctx: &ProbeContext, ids: Ids, direction: u16, discover: Option<u32>) -> Option<(Flow, Shared)> {
-    let r = regs(ctx);
-    let flow = Flow::new(ids, r.rdi as u32, direction);
+fn followed(flow: &Flow, call: &Call, discover: Option<&Buffers>) -> Option<Shared> {
     let conn = match Shared::of(flow.key) {
         Some(conn) => conn,
         None => match discover {
-            Some(call) if r.rax as i64 >= 4 => self::discover(&flow, r, call)?,
+            Some(buffers) if call.result >= 4 => self::discover(flow, buffers)?,
             _ => return None,
         },
     };
     if conn.is(connection_flags::IGNORED) {
-        interleaved(&flow);
+        interleaved(flow);
         return None;
     }
-    Some((flow, conn))
+    Some(conn)
 }
 
 /// The thread has dealt with a client of which no other record tells. If it is within a request of another one, it does
@@ -133,12 +127,20 @@ pub fn interleaved(flow: &Flow) {
     let Some(active) = ACTIVE.get_ptr_mut(flow.ids.tid) else { return };
     // SAFETY: a live map value, and the entry of the current thread; the sampler uses other fields.
     let active = unsafe { &mut *active };
-    if active.key == flow.key || active.told != 0 {
+    if active.key != flow.key {
+        interleaved_with(flow.ids, active);
+    }
+}
+
+/// Tells it, once per activation.
+#[inline(always)]
+pub fn interleaved_with(ids: Ids, active: &mut Active) {
+    if active.told != 0 {
         return;
     }
     match EVENTS.reserve::<Interleaved>(0) {
         Some(mut slot) => {
-            let header = header(Kind::Interleaved, flow.ids, now());
+            let header = header(Kind::Interleaved, ids, now());
             slot.write(Interleaved { header, activation: active.activation });
             slot.submit(QUIET);
             active.told = 1;
@@ -150,18 +152,22 @@ pub fn interleaved(flow: &Flow) {
 
 /// A transfer: what is cheap is decided here, its bytes are looked at by [`transfer`].
 #[inline(always)]
-fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let Some((flow, conn)) = followed(ctx, ids, direction, discover.then_some(call)) else { return 0 };
+fn transferred<S: Source>(
+    ctx: &S,
+    ids: Ids,
+    call: &Call,
+    direction: u16,
+    shape: Shape,
+    discover: bool,
+) -> u32 {
+    let flow = Flow::new(ids, call.fd(), direction, S::MARK);
+    let buffers = call.buffers(shape);
+    let Some(conn) = followed(&flow, call, discover.then_some(&buffers)) else { return 0 };
     let entered = if direction == DIR_OUT { entered(&flow) } else { 0 };
-    let result = regs(ctx).rax as i64;
-    if result <= 0 {
-        return ended(&flow, conn, result);
+    if call.result <= 0 {
+        return ended(&flow, conn, call.result);
     }
-    transfer::start(ctx, &flow, conn, call, entered, result as u64)
+    transfer::start(ctx, &flow, conn, buffers, entered, call.result as u64)
 }
 
 /// A call that writes is about to be made. When it returns is not when the bytes went out: the client that they wake
@@ -169,12 +175,13 @@ fn begin(ctx: &ProbeContext, direction: u16, call: u32, discover: bool) -> u32 {
 ///
 /// Every write on the host comes by, so whoever serves no request on this descriptor costs one look-up.
 #[inline(always)]
-pub fn enter(ctx: &ProbeContext) -> u32 {
+pub fn enter<S: Source>(ctx: &S) -> u32 {
     let ids = ids();
     let Some(active) = ACTIVE.get_ptr_mut(ids.tid) else { return 0 };
     // SAFETY: a live map value, and the entry of the current thread.
     let active = unsafe { &mut *active };
-    if active.key != connection_key(ids.pid, regs(ctx).rdi as u32) {
+    let Some(call) = ctx.call() else { return 0 };
+    if active.key != connection_key(ids.pid, call.fd()) {
         return 0;
     }
     match waits() {
@@ -215,7 +222,8 @@ fn waits() -> Option<u64> {
 /// End of stream, or an error.
 #[inline(always)]
 fn ended(flow: &Flow, conn: Shared, result: i64) -> u32 {
-    if result == -EAGAIN || result == -EINTR || (result == 0 && flow.direction == DIR_OUT) {
+    let again = result == -EAGAIN || result == -EINTR || RESTART.contains(&-result);
+    if again || (result == 0 && flow.direction == DIR_OUT) {
         return 0;
     }
     if conn.unproven() {
@@ -255,18 +263,17 @@ fn serves(tid: u32) -> bool {
 /// Starts to track a connection that nobody saw being accepted, if its bytes begin with a registered method. Nearly all
 /// that is asked about are a database's answers, which those four bytes already tell.
 #[inline(always)]
-fn discover(flow: &Flow, r: &pt_regs, call: u32) -> Option<Shared> {
-    let address = match elements(r, call) {
-        None => r.rsi,
-        Some((array, _)) => Current.word(array).ok()?,
-    };
+fn discover(flow: &Flow, buffers: &Buffers) -> Option<Shared> {
+    let address = buffers.first()?;
     let mut first = 0u32;
     // SAFETY: a local of four bytes.
     unsafe { read_user((&raw mut first).cast(), 4, address) }.ok()?;
     if !begins_known_method(first) || serves(flow.ids.tid) {
         return None;
     }
-    track(flow.key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
+    // Whether an epoll instance waits for it is not known.
+    let flags = connection_flags::UNSEEN | connection_flags::WATCHED;
+    track(flow.key, Connection { flags, ..EMPTY });
     Shared::of(flow.key)
 }
 
@@ -297,14 +304,14 @@ const EMPTY: Connection = Connection {
 };
 
 #[inline(always)]
-pub fn accept(ctx: &ProbeContext) -> u32 {
+pub fn accept<S: Source>(ctx: &S) -> u32 {
     let ids = ids();
     let set = settings();
-    let result = regs(ctx).rax as i64;
-    if result < 0 {
+    let Some(call) = ctx.call() else { return 0 };
+    if call.result < 0 {
         return 0;
     }
-    if !is_target(ids.pid) {
+    if !is_target::<S>(ids.pid) {
         if set.adopt_acceptors == 0 || ids.pid == set.own_pid || TARGETS.get_ptr(ids.pid).is_some() {
             return 0;
         }
@@ -327,14 +334,14 @@ pub fn accept(ctx: &ProbeContext) -> u32 {
         count(Stat::Adopted);
         debug!(ctx, "process {} accepted a connection and is a target now", ids.pid);
     }
-    let fd = result as u32;
-    let flow = Flow::new(ids, fd, DIR_IN);
+    let fd = call.result as u32;
+    let flow = Flow::new(ids, fd, DIR_IN, S::MARK);
     // The record of the new connection says so too, but if it is lost, no request within which it was accepted knows.
     interleaved(&flow);
     let (inode, number) = opened(fd).map_or((0, 0), |file| (file.inode, file.number));
     let generation = track(flow.key, Connection { inode, number, ..EMPTY });
     let record = Accept {
-        header: header(Kind::Accept, ids, generation),
+        header: Header { flags: S::MARK, ..header(Kind::Accept, ids, generation) },
         conn: ConnId { generation, pid: ids.pid, fd },
     };
     match EVENTS.reserve::<Accept>(0) {
@@ -372,12 +379,9 @@ fn lost(key: u64) {
 }
 
 #[inline(always)]
-pub fn close(ctx: &ProbeContext) -> u32 {
-    let ids = ids();
-    if !is_target(ids.pid) {
-        return 0;
-    }
-    let flow = Flow::new(ids, regs(ctx).rdi as u32, DIR_IN);
+pub fn close<S: Source>(ctx: &S) -> u32 {
+    let Some((ids, call)) = made(ctx) else { return 0 };
+    let flow = Flow::new(ids, call.fd(), DIR_IN, S::MARK);
     let Some(conn) = Shared::of(flow.key) else { return 0 };
     let (generation, missing, silent) = (conn.generation(), conn.lost(), conn.unproven());
     let _ = CONNECTIONS.remove(flow.key);

@@ -108,11 +108,13 @@ pub struct Flow {
     pub fd: u32,
     pub key: u64,
     pub direction: u16,
+    /// Bits of [`profiler_common::flags`] that say by which source it was seen.
+    pub source: u16,
 }
 
 impl Flow {
     #[inline(always)]
-    pub fn new(ids: Ids, fd: u32, direction: u16) -> Self {
-        Self { ids, fd, key: connection_key(ids.pid, fd), direction }
+    pub fn new(ids: Ids, fd: u32, direction: u16, source: u16) -> Self {
+        Self { ids, fd, key: connection_key(ids.pid, fd), direction, source }
     }
 }

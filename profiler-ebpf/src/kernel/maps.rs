@@ -111,6 +111,10 @@ pub const STEP_FINISH: u32 = 1;
 #[map]
 pub static TRANSFER_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
+/// The same at system calls: a program array holds programs of one type.
+#[map]
+pub static SYSCALL_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+
 /// Layout version, compared by the daemon before anything is attached.
 #[unsafe(no_mangle)]
 pub static ABI: u32 = ABI_VERSION;

@@ -1,12 +1,15 @@
 //! What runs in the kernel: the probes' bodies, the maps, and access to the current task.
 
 pub mod boundary;
+mod call;
 pub mod code;
 mod connection;
+pub mod events;
 pub mod lifecycle;
 pub mod maps;
 pub mod native;
 pub mod piece;
 pub mod sampler;
+pub mod syscall;
 pub mod task;
 pub mod transfer;

@@ -304,7 +304,7 @@ fn samples_lost(flow: &Flow, activation: u64) -> u32 {
 #[inline(always)]
 fn data(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, lost: u32) -> Data {
     let mut head = header(Kind::Data, flow.ids, now());
-    head.flags = bits;
+    head.flags = bits | flow.source;
     head.lost = lost;
     let activation = conn.activation();
     Data {

@@ -1,32 +1,24 @@
 //! A transfer, piece by piece: which bytes of the process it moved, through flat buffers and arrays of them.
 //!
-//! In: registers behind a system call, and where the thread's transfer stands. Out: its pieces, see
+//! In: where its buffers are, and where the thread's transfer stands. Out: its pieces, see
 //! [`piece`](super::piece). All calls share these programs, because they are large and the verifier takes its time with
 //! each copy; they tail-call themselves while bytes are left.
 
-use aya_ebpf::{bindings::pt_regs, programs::ProbeContext};
 use profiler_common::{DIR_IN, DIR_OUT, Stat, connection_flags, flags};
 use profiler_ebpf::memory::Memory;
 
 use super::{
-    boundary::regs,
+    call::{Buffers, Source},
     connection::{Flow, Shared},
-    maps::{TRANSFER_STEPS, TRANSFERS, count},
+    maps::{TRANSFERS, count},
     piece,
     task::{Current, ids, read_user},
 };
 
-/// Where the bytes of a transfer are; values of `Transfer::call`.
-pub const FLAT: u32 = 0;
-/// `rsi` and `rdx` are an array of `struct iovec` and its length.
-pub const VECTOR: u32 = 1;
-/// `rsi` is a `struct msghdr`.
-pub const MESSAGE: u32 = 2;
-
 /// Elements put together by one program: with the 32 links of the chain more than a call may have (1,024).
 const ELEMENTS: u32 = 33;
 
-/// Slots of `TRANSFER_STEPS`.
+/// Slots of `TRANSFER_STEPS` and its kin.
 const STEP_IN: u32 = 0;
 const STEP_OUT: u32 = 1;
 
@@ -38,6 +30,9 @@ pub struct Transfer {
     pub generation: u64,
     /// See [`profiler_common::Data::entered`].
     pub entered: u64,
+    buffers: Buffers,
+    /// Bytes that were transferred.
+    total: u64,
     /// Bytes that earlier pieces covered, and of the current element.
     pub offset: u64,
     pub element_offset: u64,
@@ -47,24 +42,26 @@ pub struct Transfer {
     /// Of elements put together: bytes, and the last eight of them.
     pub together: u64,
     pub tail: u64,
-    pub call: u32,
+    fd: u32,
     /// 1: a head ended earlier in it, so what follows that looks like one is one.
     pub headed: u32,
 }
 
 impl Transfer {
     #[inline(always)]
-    pub fn new(conn: Shared, call: u32, entered: u64) -> Self {
+    pub fn new(conn: Shared, fd: u32, buffers: Buffers, entered: u64, total: u64) -> Self {
         Self {
             generation: conn.generation(),
             entered,
+            buffers,
+            total,
             offset: 0,
             element_offset: 0,
             element: 0,
             scan: 0,
             together: 0,
             tail: 0,
-            call,
+            fd,
             headed: 0,
         }
     }
@@ -72,26 +69,33 @@ impl Transfer {
 
 /// Begins to look at the `total` bytes that were transferred.
 #[inline(always)]
-pub fn start(ctx: &ProbeContext, flow: &Flow, conn: Shared, call: u32, entered: u64, total: u64) -> u32 {
-    let transfer = Transfer::new(conn, call, entered);
+pub fn start<S: Source>(
+    ctx: &S,
+    flow: &Flow,
+    conn: Shared,
+    buffers: Buffers,
+    entered: u64,
+    total: u64,
+) -> u32 {
+    let transfer = Transfer::new(conn, flow.fd, buffers, entered, total);
     if TRANSFERS.insert(flow.ids.tid, transfer, 0).is_err() {
         count(Stat::PipelineOverflow);
         piece::emit_plain(flow, conn, entered, total, flags::PIPELINE_OVERFLOW, 0);
         return 0;
     }
-    next(ctx, flow, conn, &transfer, total)
+    next(ctx, flow, conn, &transfer)
 }
 
 /// On to the next piece, if there is one.
 #[inline(always)]
-fn next(ctx: &ProbeContext, flow: &Flow, conn: Shared, transfer: &Transfer, total: u64) -> u32 {
-    if transfer.offset >= total {
+fn next<S: Source>(ctx: &S, flow: &Flow, conn: Shared, transfer: &Transfer) -> u32 {
+    if transfer.offset >= transfer.total {
         return over(flow);
     }
-    // SAFETY: the array holds uprobe programs.
-    unsafe { TRANSFER_STEPS.tail_call(ctx, if flow.direction == DIR_IN { STEP_IN } else { STEP_OUT }) };
+    // SAFETY: the array holds programs for this context.
+    unsafe { S::steps().tail_call(ctx, if flow.direction == DIR_IN { STEP_IN } else { STEP_OUT }) };
     // The chain is at its limit: the rest is one invisible piece.
-    let rest = total.saturating_sub(transfer.offset);
+    let rest = transfer.total.saturating_sub(transfer.offset);
     count(Stat::PipelineOverflow);
     piece::emit_plain(flow, conn, transfer.entered, rest, flags::PIPELINE_OVERFLOW, 0);
     over(flow)
@@ -104,26 +108,26 @@ fn over(flow: &Flow) -> u32 {
 }
 
 #[inline(always)]
-pub fn step_in(ctx: &ProbeContext) -> u32 {
+pub fn step_in<S: Source>(ctx: &S) -> u32 {
     step(ctx, DIR_IN)
 }
 
 #[inline(always)]
-pub fn step_out(ctx: &ProbeContext) -> u32 {
+pub fn step_out<S: Source>(ctx: &S) -> u32 {
     step(ctx, DIR_OUT)
 }
 
 /// One piece.
 #[inline(always)]
-fn step(ctx: &ProbeContext, direction: u16) -> u32 {
-    let r = regs(ctx);
-    let flow = Flow::new(ids(), r.rdi as u32, direction);
-    let Some(transfer) = TRANSFERS.get_ptr_mut(flow.ids.tid) else { return 0 };
+fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
+    let ids = ids();
+    let Some(transfer) = TRANSFERS.get_ptr_mut(ids.tid) else { return 0 };
     // SAFETY: a live map value. Only programs of the current thread use and remove this entry, and they run one after
     // the other; it is not used behind `over`.
     let transfer = unsafe { &mut *transfer };
+    let flow = Flow::new(ids, transfer.fd, direction, S::MARK);
     let Some(conn) = Shared::of(flow.key) else { return over(&flow) };
-    let total = r.rax;
+    let total = transfer.total;
     let done = transfer.offset;
     // The last piece may have shown that the connection is not one to follow, or another thread have closed it. Nothing
     // can be left already, but the verifier does not know that.
@@ -131,28 +135,28 @@ fn step(ctx: &ProbeContext, direction: u16) -> u32 {
         return over(&flow);
     }
     let left_total = total - done;
-    let (address, left, element_left) = match elements(r, transfer.call) {
-        None => (r.rsi + done, left_total, left_total),
-        Some((array, length)) => {
-            if piece::may_go_together(&flow, conn) {
-                put_together(&flow, transfer, array, length, total);
-                if transfer.together > 0 {
-                    piece::emit_together(&flow, conn, transfer);
-                    return next(ctx, &flow, conn, transfer, total);
-                }
+    let Buffers { address: at, elements, vector } = transfer.buffers;
+    let (address, left, element_left) = if vector == 0 {
+        (at + done, left_total, left_total)
+    } else {
+        if piece::may_go_together(&flow, conn) {
+            put_together(&flow, transfer, at, elements, total);
+            if transfer.together > 0 {
+                piece::emit_together(&flow, conn, transfer);
+                return next(ctx, &flow, conn, transfer);
             }
-            if transfer.element >= length {
-                (0, left_total, 0)
-            } else {
-                let at = array + transfer.element * 16;
-                match (Current.word(at), Current.word(at + 8)) {
-                    (Ok(base), Ok(size)) => {
-                        let rest = size.saturating_sub(transfer.element_offset);
-                        let left = if rest < left_total { rest } else { left_total };
-                        (base + transfer.element_offset, left, rest)
-                    }
-                    _ => (0, left_total, 0),
+        }
+        if transfer.element >= elements {
+            (0, left_total, 0)
+        } else {
+            let at = at + transfer.element * 16;
+            match (Current.word(at), Current.word(at + 8)) {
+                (Ok(base), Ok(size)) => {
+                    let rest = size.saturating_sub(transfer.element_offset);
+                    let left = if rest < left_total { rest } else { left_total };
+                    (base + transfer.element_offset, left, rest)
                 }
+                _ => (0, left_total, 0),
             }
         }
     };
@@ -169,7 +173,7 @@ fn step(ctx: &ProbeContext, direction: u16) -> u32 {
         transfer.element += 1;
         transfer.element_offset = 0;
     }
-    next(ctx, &flow, conn, transfer, total)
+    next(ctx, &flow, conn, transfer)
 }
 
 /// Goes through elements that begin no head. All state is in memory, so that the verifier sees each turn begin alike.
@@ -201,20 +205,5 @@ fn put_together(flow: &Flow, transfer: &mut Transfer, array: u64, length: u64, t
         transfer.offset += left;
         transfer.element = element + 1;
         transfer.element_offset = 0;
-    }
-}
-
-/// Address and length of the array of `struct iovec`; `None` for a flat buffer.
-#[inline(always)]
-pub fn elements(r: &pt_regs, call: u32) -> Option<(u64, u64)> {
-    match call {
-        FLAT => None,
-        VECTOR => Some((r.rsi, r.rdx)),
-        // `struct msghdr` on x86-64 (glibc, bits/socket.h): `msg_iov` at 16, `msg_iovlen` at 24. What cannot be
-        // read has no elements, so its bytes stay invisible.
-        _ => match (Current.word(r.rsi + 16), Current.word(r.rsi + 24)) {
-            (Ok(array), Ok(length)) => Some((array, length)),
-            _ => Some((0, 0)),
-        },
     }
 }

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use crate::config::{
-    Config, ConfigError, FormatName, Freq, GlobText, Pid, Port, RawConfig, RawStore, RouteGlob, Size, Span,
+    BoundarySource, Config, ConfigError, FormatName, Freq, GlobText, Pid, Port, RawConfig, RawStore,
+    RouteGlob, Size, Span,
 };
 use crate::export::Template;
 
@@ -42,6 +43,9 @@ pub struct SettingArgs {
     /// Show native and kernel frames in stacks that have Python frames [default: yes]
     #[arg(long, value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
     pub native: Option<bool>,
+    /// See requests in C libraries, at system calls, or where it costs least [default: auto]
+    #[arg(long, value_name = "auto|uprobe|syscall", help_heading = "Targets")]
+    pub boundary: Option<BoundarySource>,
     /// Serve HTTP here [default: 127.0.0.1:9977]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -100,6 +104,7 @@ impl SettingArgs {
             route_patterns: None,
             freq: self.freq.clone(),
             native_frames: self.native,
+            boundary: self.boundary,
             ring_size: None,
             listen: self.listen,
             allow_remote: self.allow_remote.then_some(true),

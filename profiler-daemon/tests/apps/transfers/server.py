@@ -28,7 +28,7 @@ def head(fields):
 
 def duplex(connection, pending):
     def send():
-        for _ in range(CALLS):
+        for _ in range(CALLS - 1):
             connection.sendall(b"zzzzzzz")
 
     connection.sendall(head(b"Content-Length: %d" % (7 * CALLS)))
@@ -38,6 +38,8 @@ def duplex(connection, pending):
     while left > 0:
         left -= len(connection.recv(min(left, 5)))
     sender.join()
+    # A request is over with its response, so the last of that comes when all was received.
+    connection.sendall(b"zzzzzzz")
 
 
 def reuse(connection, file, how):
