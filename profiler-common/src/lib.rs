@@ -16,7 +16,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -57,10 +57,12 @@ pub enum Stat {
     Adopted = 15,
     /// Of `RequestsStarted` those whose first record was lost because the ring was full: they get no record at all.
     RequestsLostRing = 16,
+    /// No room in `CONTEXTS` or `TURNS`.
+    ContextsFull = 17,
 }
 
 /// Number of slots in `STATS`.
-pub const STAT_COUNT: u32 = 17;
+pub const STAT_COUNT: u32 = 18;
 
 /// Bits of `Header::flags` and of the record-specific flag words.
 pub mod flags {
@@ -88,4 +90,7 @@ pub mod flags {
     pub const UNKNOWN_CODE: u16 = 1 << 10;
     /// Data and accept: seen at the system call, and not in a library.
     pub const BY_SYSCALL: u16 = 1 << 11;
+    /// Data: the request that begins here is served by an event loop whose contexts are followed. Sample: its activation
+    /// is that of the context that the thread worked in.
+    pub const BY_CONTEXT: u16 = 1 << 12;
 }

@@ -63,7 +63,16 @@ pub struct PythonOffsets {
     pub entry_mode: u8,
     /// 0: `frame_instr` is the address of an instruction. Else it is an `int` that counts units of so many bytes.
     pub lasti_unit: u8,
+    /// `PyThreadState.context`; [`CONTEXT_VERSION`] follows.
+    pub tstate_context: u16,
+    pub reserved: [u16; 3],
 }
+
+/// From `PyThreadState.context` to `context_ver`, which grows with every context that the thread enters or leaves (in
+/// all versions).
+pub const CONTEXT_VERSION: u64 = 8;
+/// `PyContext.ctx_prev`: the context from which this one was entered (in all versions).
+pub const CONTEXT_PREVIOUS: u64 = 16;
 
 impl PythonOffsets {
     /// Whether the thread state points at the current frame itself, and not by way of `cframe`: that of 3.10, where frames
@@ -94,6 +103,27 @@ pub struct CodeLives {
 /// Processes in `CODE_LIVES` at most: a host's Python workers. Each costs a probe, of which the kernel removes some tens
 /// a second; further ones are read anew in every sample.
 pub const CODE_LIVES_MAX: u32 = 256;
+
+/// Processes whose contexts are followed, for the same reason.
+pub const CONTEXT_PROCESSES_MAX: u32 = 256;
+
+/// Key of `CONTEXTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContextKey {
+    pub pid: u32,
+    pub reserved: u32,
+    /// Of the interpreter's context object.
+    pub address: u64,
+}
+
+/// Values of the map `CONTEXT_PROCESSES`, keyed by pid.
+pub mod context_use {
+    /// Its contexts can be followed: copies and deaths are seen.
+    pub const READY: u32 = 1;
+    /// An event loop of it has received on a connection.
+    pub const USED: u32 = 2;
+}
 
 /// A field that this version does not have.
 pub const NO_FIELD: u16 = u16::MAX;
@@ -175,7 +205,7 @@ pub mod connection_flags {
     pub const IGNORED: u8 = 1 << 2;
     /// The head being received is a request's for certain: bytes sent meanwhile answer an earlier one.
     pub const HELD: u8 = 1 << 3;
-    /// An epoll instance of the process waits for it: whoever serves it may be an event loop.
+    /// An epoll instance waited for it when its latest request began: whoever serves it may be an event loop.
     pub const WATCHED: u8 = 1 << 4;
 }
 
@@ -188,13 +218,16 @@ pub struct Active {
     pub key: u64,
     /// Samples of this activation that were lost and that no record tells of yet.
     pub lost: u32,
-    /// 1: an [`crate::Interleaved`] was sent for this activation.
+    /// 1: an [`crate::Interleaved`] was sent for this activation. [`TOLD_BY_CONTEXT`]: none is needed.
     pub told: u32,
     /// When the thread entered the call it is in that writes to this connection, 0 = it is in none.
     pub entered: u64,
     /// How often it had waited by then (`task_struct.nvcsw`).
     pub waits: u64,
 }
+
+/// [`Active::told`] where contexts tell who works for the request, and not what its thread does.
+pub const TOLD_BY_CONTEXT: u32 = 2;
 
 /// Offsets into the kernel's own structures, resolved from BTF at start and put into the object's read-only data.
 #[repr(C)]
@@ -221,6 +254,10 @@ pub struct KernelOffsets {
     pub file_inode: u32,
     pub inode_number: u32,
     pub inode_mode: u32,
+    /// `file.f_ep`, which is not null while an epoll instance waits for the file (5.11 and later); 0 = there is none.
+    pub file_epoll: u32,
+    /// Before: `file.f_ep_links`, a list that is not empty then; 0 = there is none.
+    pub file_epoll_list: u32,
 }
 
 /// Settings fixed when the object is loaded.
@@ -240,11 +277,12 @@ pub struct Settings {
 }
 
 const _: () = {
-    assert!(size_of::<PythonOffsets>() == 24);
-    assert!(size_of::<Target>() == 80);
+    assert!(size_of::<PythonOffsets>() == 32);
+    assert!(size_of::<Target>() == 88);
+    assert!(size_of::<ContextKey>() == 16);
     assert!(size_of::<CodeLives>() == 16);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
-    assert!(size_of::<KernelOffsets>() == 56);
-    assert!(size_of::<Settings>() == 80);
+    assert!(size_of::<KernelOffsets>() == 64);
+    assert!(size_of::<Settings>() == 88);
 };

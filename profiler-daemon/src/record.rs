@@ -96,6 +96,8 @@ pub enum Boundary {
 pub enum Attribution {
     /// One thread received, worked and answered.
     Thread,
+    /// Tasks, callbacks and threads of an event loop worked in contexts that were made for it.
+    Context,
     /// Samples could not be matched without guessing, so none are.
     None,
 }
@@ -134,7 +136,7 @@ macro_rules! names {
     };
 }
 names!(Boundary { Uprobe => "uprobe", Usdt => "usdt", Syscall => "syscall", Tls => "tls" });
-names!(Attribution { Thread => "thread", None => "none" });
+names!(Attribution { Thread => "thread", Context => "context", None => "none" });
 names!(Outcome {
     Complete => "complete", Aborted => "aborted", Upgraded => "upgraded", Exit => "exit",
     Incomplete => "incomplete",

@@ -5,10 +5,10 @@
 mod kernel;
 
 use aya_ebpf::{
-    macros::{perf_event, raw_tracepoint, uprobe},
-    programs::{PerfEventContext, ProbeContext, RawTracePointContext},
+    macros::{perf_event, raw_tracepoint, uprobe, uretprobe},
+    programs::{PerfEventContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use kernel::{boundary, code, events, lifecycle, sampler, syscall, transfer};
+use kernel::{boundary, call, code, context, events, lifecycle, sampler, syscall, transfer};
 
 /// CPU clock: one per CPU.
 #[perf_event]
@@ -109,12 +109,6 @@ pub fn http_close(ctx: ProbeContext) -> u32 {
     boundary::close(&ctx)
 }
 
-/// `epoll_ctl`.
-#[uprobe]
-pub fn epoll_control(ctx: ProbeContext) -> u32 {
-    events::control(&ctx)
-}
-
 /// `epoll_wait` and its kin, before the system call.
 #[uprobe]
 pub fn epoll_wait(_ctx: ProbeContext) -> u32 {
@@ -141,6 +135,18 @@ pub fn syscall_in(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint]
 pub fn syscall_out(ctx: RawTracePointContext) -> i32 {
     transfer::step_out(&ctx) as i32
+}
+
+/// The end of CPython's `PyContext_CopyCurrent`.
+#[uretprobe]
+pub fn context_copied(ctx: RetProbeContext) -> u32 {
+    context::copied(ctx.ret())
+}
+
+/// What CPython's type of contexts frees them by.
+#[uprobe]
+pub fn context_death(ctx: ProbeContext) -> u32 {
+    context::death(call::Source::call(&ctx).map_or(0, |call| call.rdi))
 }
 
 /// CPython's `code_dealloc`.

@@ -11,13 +11,12 @@ use profiler_common::{
 use crate::memory::{Block, Fault, Memory};
 use crate::places::{Places, place};
 
-/// The newest frame of the state in the thread-specific slot of the thread with this thread pointer: `Ok(0)` when the
-/// thread has no interpreter state or runs no Python.
+/// The state in the thread-specific slot of the thread with this thread pointer: `Ok(0)` when it has none.
 ///
 /// The slot is asked and not the interpreter's "current thread", because that is another thread's (or nobody's)
 /// whenever this thread does not hold the GIL. For the exception see [`holders_frame`].
 #[inline(always)]
-pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
+pub fn thread_state<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
     // glibc: struct pthread { …; struct pthread_key_data { uintptr_t seq; void *data; } specific_1stblock[32];
     //                         struct pthread_key_data *specific[32]; … }
     let first = thread_pointer + u64::from(target.tss_block);
@@ -30,7 +29,13 @@ pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64
     if block == 0 {
         return Ok(0);
     }
-    let state = memory.word(block + key % BLOCK_KEYS * SLOT + 8)?;
+    memory.word(block + key % BLOCK_KEYS * SLOT + 8)
+}
+
+/// The newest frame of a thread's state: `Ok(0)` when it runs no Python.
+#[inline(always)]
+pub fn current_frame<M: Memory>(memory: &M, target: &Target, thread_pointer: u64) -> Result<u64, Fault> {
+    let state = thread_state(memory, target, thread_pointer)?;
     if state == 0 {
         return Ok(0);
     }

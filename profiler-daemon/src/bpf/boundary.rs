@@ -31,7 +31,6 @@ fn program_for(syscall: u32) -> Option<&'static str> {
         libc::SYS_sendmsg => "http_sendmsg",
         libc::SYS_sendfile => "http_sendfile",
         libc::SYS_accept | libc::SYS_accept4 => "http_accept",
-        libc::SYS_epoll_ctl => "epoll_control",
         _ => return None,
     })
 }
@@ -44,7 +43,7 @@ const ENTER: (&str, [&str; 5]) = ("http_enter", ["send", "sendto", "write", "wri
 const WAIT: (&str, [&str; 3]) = ("epoll_wait", ["epoll_wait", "epoll_pwait", "epoll_pwait2"]);
 
 /// Without these no request can be followed at all, or a thread that works on several passes for one that does not.
-const REQUIRED: [&str; 6] = ["recv", "send", "accept4", "close", "epoll_ctl", "epoll_wait"];
+const REQUIRED: [&str; 5] = ["recv", "send", "accept4", "close", "epoll_wait"];
 
 /// A library cannot be probed.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +73,8 @@ impl fmt::Display for Attached {
     }
 }
 
-type Links = Vec<(&'static str, UProbeLinkId)>;
+/// Links, with the program that each belongs to.
+pub type Links = Vec<(&'static str, UProbeLinkId)>;
 
 struct Library {
     result: Result<Attached, String>,

@@ -65,13 +65,13 @@ impl Connections {
     }
 
     /// Lets the kernel side follow a connection that was open before its process was looked at. `None` where it follows
-    /// one on this descriptor already: what it has seen itself is newer. `watched`: see [`connection_flags::WATCHED`].
-    pub fn join(&self, pid: u32, fd: u32, watched: bool) -> Result<Option<ConnId>, MapError> {
+    /// one on this descriptor already: what it has seen itself is newer.
+    pub fn join(&self, pid: u32, fd: u32) -> Result<Option<ConnId>, MapError> {
         let id = ConnId { generation: sys::monotonic_ns(), pid, fd };
         // Everything else is 0: a head is expected next.
         let value = Connection {
             generation: id.generation,
-            flags: connection_flags::UNSEEN | if watched { connection_flags::WATCHED } else { 0 },
+            flags: connection_flags::UNSEEN,
             ..Connection::default()
         };
         let inserted = self.with(|map| map.add(connection_key(pid, fd), value));
@@ -175,9 +175,9 @@ pub(crate) mod tests {
     #[test]
     fn what_the_kernel_side_has_seen_is_newer() {
         let table = connections(&[(1, 5, 100)]);
-        assert_eq!(table.join(1, 5, false).expect("exists"), None);
+        assert_eq!(table.join(1, 5).expect("exists"), None);
         assert!(table.is_open(id(1, 5, 100)));
-        let joined = table.join(1, 6, true).expect("added").expect("new");
+        let joined = table.join(1, 6).expect("added").expect("new");
         assert!(table.is_open(joined) && (joined.pid, joined.fd) == (1, 6));
     }
 

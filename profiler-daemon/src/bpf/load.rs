@@ -9,8 +9,8 @@ use aya_log::EbpfLogger;
 use profiler_common::{KernelOffsets, Settings};
 
 use super::{
-    CodeDeaths, Connections, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue, SpaceValue,
-    TargetValue, UnwindMaps, btf, syscalls,
+    CodeDeaths, Connections, Contexts, Entries, KernelStats, ProbeState, ProbeTable, Ring, SettingsValue,
+    SpaceValue, TargetValue, UnwindMaps, btf, syscalls,
 };
 
 /// The kernel side, built from `profiler-ebpf` by `cargo xtask ebpf`.
@@ -67,6 +67,7 @@ pub struct Kernel {
     pub ring: Ring,
     pub targets: HashOf<u32, TargetValue>,
     pub deaths: CodeDeaths,
+    pub contexts: Contexts,
     pub connections: Connections,
     /// Of each table, by the name it has in the metrics.
     pub entries: Vec<(&'static str, Entries)>,
@@ -80,7 +81,7 @@ pub struct Kernel {
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
 const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
-const PROBES: [&str; 14] = [
+const PROBES: [&str; 15] = [
     "http_recv",
     "http_read",
     "http_readv",
@@ -92,19 +93,22 @@ const PROBES: [&str; 14] = [
     "http_enter",
     "http_accept",
     "http_close",
-    "epoll_control",
     "epoll_wait",
     "code_death",
+    "context_copied",
+    "context_death",
 ];
 /// The same for `SYSCALL_STEPS`.
 const SYSCALL_STEPS: [&str; 2] = ["syscall_in", "syscall_out"];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
 /// What can be full: as the metrics call it, and its map.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 6] = [
     ("targets", "TARGETS"),
     ("connections", "CONNECTIONS"),
     ("active", "ACTIVE"),
     ("transfers", "TRANSFERS"),
+    ("contexts", "CONTEXTS"),
+    ("turns", "TURNS"),
 ];
 
 /// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by
@@ -195,6 +199,8 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
     let targets = hash(take(&mut object, "TARGETS")?, "TARGETS")?;
     let connections = Connections::new(hash(take(&mut object, "CONNECTIONS")?, "CONNECTIONS")?);
     let deaths = CodeDeaths::new(hash(take(&mut object, "CODE_LIVES")?, "CODE_LIVES")?);
+    let processes = hash(take(&mut object, "CONTEXT_PROCESSES")?, "CONTEXT_PROCESSES")?;
+    let contexts = Contexts::new(processes, hash(take(&mut object, "CONTEXTS")?, "CONTEXTS")?);
     let stats = KernelStats::new(take(&mut object, "STATS")?)?;
     let spaces = take(&mut object, "SPACES")?;
     let unwind = UnwindMaps::new(
@@ -203,7 +209,7 @@ pub fn load(options: Options, probes: &ProbeTable) -> Result<Kernel, LoadError> 
         take(&mut object, "MAPPINGS")?,
         hash::<u32, SpaceValue>(spaces, "SPACES")?,
     )?;
-    Ok(Kernel { ring, targets, deaths, connections, entries, stats, unwind, object, logger })
+    Ok(Kernel { ring, targets, deaths, contexts, connections, entries, stats, unwind, object, logger })
 }
 
 fn load_program<P>(

@@ -7,10 +7,12 @@ mod batch;
 mod boundary;
 mod btf;
 pub(crate) mod connections;
+mod contexts;
 mod deaths;
 mod entries;
 mod load;
 mod loss;
+mod resident;
 mod ring;
 mod sampler;
 mod stats;
@@ -20,10 +22,12 @@ mod unwind;
 
 pub use boundary::BoundaryProbes;
 pub use connections::Connections;
+pub use contexts::Contexts;
 pub use deaths::CodeDeaths;
 pub use entries::Entries;
 pub use load::{HashOf, Kernel, KernelLogger, LoadError, Options, load};
 pub use loss::Loss;
+pub use resident::Resident;
 pub use ring::Ring;
 pub use sampler::CpuSampler;
 pub use stats::{KernelStats, RunTimes, total};
@@ -34,7 +38,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use profiler_common::unwind::{Block, Mapping, Rule, Space};
-use profiler_common::{CodeLives, Connection, Settings, Target};
+use profiler_common::{CodeLives, Connection, ContextKey, Settings, Target};
 use serde::Serialize;
 
 macro_rules! pod {
@@ -61,6 +65,8 @@ pod! {
     MappingValue(Mapping);
     /// A map value; see [`Space`].
     SpaceValue(Space);
+    /// A map key; see [`ContextKey`].
+    ContextKeyValue(ContextKey);
     /// A map value; see [`CodeLives`].
     CodeLivesValue(CodeLives);
     /// A global; see [`Settings`].

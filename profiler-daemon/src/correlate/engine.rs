@@ -60,6 +60,10 @@ pub(super) struct Request {
     pub(super) tail: u64,
     /// Its thread did something elsewhere meanwhile.
     pub(super) overlapped: bool,
+    /// An event loop serves it, and contexts tell what is done for it: what its thread does besides says nothing.
+    pub(super) by_context: bool,
+    /// Then the kernel side's marks of it, nearly always one.
+    pub(super) marks: Vec<u64>,
 }
 
 /// A finished request whose tail may go on.
@@ -68,6 +72,7 @@ pub(super) struct Trailing {
     pub(super) finished: Finished,
     /// Attributed to it.
     pub(super) samples: u64,
+    pub(super) marks: Vec<u64>,
 }
 
 /// See the module.
@@ -79,6 +84,8 @@ pub struct Engine {
     /// The threads of each process: most processes that fork or end have none here.
     pub(super) tids: FxHashMap<u32, FxHashSet<u32>>,
     pub(super) open: FxHashMap<RequestKey, Request>,
+    /// Requests told by contexts, open or trailing, by process and mark.
+    pub(super) marked: FxHashMap<(u32, u64), RequestKey>,
     /// Finished, but their tail may go on.
     pub(super) trailing: FxHashMap<RequestKey, Trailing>,
     pub(super) next_key: RequestKey,
@@ -86,6 +93,8 @@ pub struct Engine {
     pub(super) pruned: u64,
     /// The mark of the record at hand, if the kernel side counted a request for it and none was announced yet.
     pub(super) beginning: Option<u64>,
+    /// The request that begins with the record at hand is told by contexts.
+    by_context: bool,
     /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
     scratch: Vec<Found>,
 }
@@ -110,6 +119,7 @@ impl Engine {
             Event::Data { data, captured } => {
                 let begins = data.header.flags & flags::NEW_ACTIVATION != 0;
                 self.beginning = begins.then_some(data.activation);
+                self.by_context = data.header.flags & flags::BY_CONTEXT != 0;
                 self.data(data, captured, sink);
                 // Nothing came of it. Should it turn out to be one after all, that counts as pipelined.
                 self.counters.requests_discarded += u64::from(self.beginning.take().is_some());
@@ -292,8 +302,12 @@ impl Engine {
                 }
                 Found::Activation { seq, activation } => {
                     if let Some(key) = self.key_of(place, seq) {
-                        let tid = self.open.get(&key).map_or(0, |request| request.tid);
-                        if tid != actor {
+                        let request = self.open.get_mut(&key);
+                        let tid = request.as_ref().map_or(0, |request| request.tid);
+                        if let Some(request) = request.filter(|request| request.by_context) {
+                            request.marks.push(activation);
+                            self.marked.insert((place.0, activation), key);
+                        } else if tid != actor {
                             self.revoke(key, sink); // another thread reads on: it was handed over
                         } else if let Some(thread) = self.threads.get_mut(&tid) {
                             (thread.activation, thread.place) = (activation, Some(place));
@@ -329,6 +343,7 @@ impl Engine {
 
     pub(super) fn discard(&mut self, key: RequestKey, sink: Sink<'_>) {
         if let Some(request) = self.open.remove(&key) {
+            self.unmark(request.place.0, &request.marks);
             if let Some(thread) = self.threads.get_mut(&request.tid) {
                 thread.forget(key);
                 if thread.open.is_empty() {
@@ -365,7 +380,10 @@ impl Engine {
         if let Some(conn) = self.conn(place) {
             conn.requests.push((seq, key));
         }
-        if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {
+        let by_context = self.by_context;
+        if by_context {
+            self.marked.insert((place.0, activation), key);
+        } else if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {
             let thread = self.threads.entry(tid).or_default();
             thread.pid = place.0;
             attributed &= !thread.interleaves && thread.open.is_empty();
@@ -375,9 +393,27 @@ impl Engine {
             self.counters.refused += 1;
             attributed = false;
         }
-        let request =
-            Request { place, tid, start: time, samples: 0, lost: 0, attributed, tail: 0, overlapped: false };
+        let marks = if by_context { vec![activation] } else { Vec::new() };
+        let request = Request {
+            place,
+            tid,
+            start: time,
+            samples: 0,
+            lost: 0,
+            attributed,
+            tail: 0,
+            overlapped: false,
+            by_context,
+            marks,
+        };
         self.open.insert(key, request);
+    }
+
+    /// Samples with these marks are no open request's any more.
+    fn unmark(&mut self, pid: u32, marks: &[u64]) {
+        for mark in marks {
+            self.marked.remove(&(pid, *mark));
+        }
     }
 
     /// Forgets threads that did nothing for long, when there are too many.
@@ -414,7 +450,8 @@ impl Engine {
         // That profiling stopped says nothing against what was seen until then.
         let stopped = exchange.note == Some(http::note::STOPPED);
         let unanswered = exchange.first_out.is_none() && actor != exchange.tid && !stopped;
-        let passed_on = exchange.handoff || unanswered;
+        let by_context = self.open.get(&key).is_some_and(|request| request.by_context);
+        let passed_on = !by_context && (exchange.handoff || unanswered);
         if passed_on || (exchange.outcome == Outcome::Incomplete && !stopped) {
             self.revoke(key, sink);
         }
@@ -425,11 +462,22 @@ impl Engine {
             pid: place.0,
             boundary,
             attributed: request.attributed,
+            by_context,
             tail_samples: request.tail,
             lost: request.lost + u64::from(exchange.lost),
             exchange,
         };
-        if let Some(thread) = self.threads.get_mut(&request.tid) {
+        let Request { samples, marks, .. } = request;
+        if by_context {
+            if request.attributed && finished.exchange.outcome != Outcome::Exit {
+                self.trailing.insert(key, Trailing { finished, samples, marks });
+                if let Some(conn) = self.conn(place) {
+                    conn.last = Some(key);
+                }
+                return;
+            }
+            self.unmark(place.0, &marks);
+        } else if let Some(thread) = self.threads.get_mut(&request.tid) {
             thread.forget(key);
             let exchange = &finished.exchange;
             // It went on after another had begun, and nothing was lost: the thread does several things at a time.
@@ -441,7 +489,7 @@ impl Engine {
                 if let Some(old) = thread.tail.replace(key) {
                     self.release(old, sink);
                 }
-                self.trailing.insert(key, Trailing { finished, samples: request.samples });
+                self.trailing.insert(key, Trailing { finished, samples, marks });
                 if let Some(conn) = self.conn(place) {
                     conn.last = Some(key);
                 }
@@ -453,7 +501,8 @@ impl Engine {
 
     /// A finished request's tail is over.
     pub(super) fn release(&mut self, key: RequestKey, sink: Sink<'_>) {
-        if let Some(Trailing { finished, .. }) = self.trailing.remove(&key) {
+        if let Some(Trailing { finished, marks, .. }) = self.trailing.remove(&key) {
+            self.unmark(finished.pid, &marks);
             if let Some(thread) = self.threads.get_mut(&finished.exchange.tid)
                 && thread.tail == Some(key)
             {

@@ -73,8 +73,10 @@ pub struct Finished {
     /// Where it was seen.
     pub boundary: Boundary,
     pub exchange: Exchange,
-    /// Samples can be trusted: one thread did it all, and it does one thing at a time.
+    /// Samples can be trusted: one thread did it all, and it does one thing at a time; or they were taken in contexts that
+    /// were made for it.
     pub attributed: bool,
+    pub by_context: bool,
     pub tail_samples: u64,
     /// Lost samples and boundary records.
     pub lost: u64,

@@ -1,5 +1,6 @@
 //! The correlator on events made by hand; `tests/random.rs` has the random ones.
 
+mod contexts;
 mod ends;
 mod random;
 mod reject;

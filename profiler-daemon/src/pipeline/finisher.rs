@@ -331,7 +331,7 @@ impl Finisher {
         let keep = u128::from(record.duration_ns) >= self.settings.min_duration.as_nanos();
         // A request that could have been hit by a sample and was not used no CPU time that is worth a sample.
         let sampled = builder.as_ref().map_or(0, Builder::sampled_ns);
-        let sampled_cpu_ns = (record.attribution == Attribution::Thread).then_some(sampled);
+        let sampled_cpu_ns = (record.attribution != Attribution::None).then_some(sampled);
         if builder.is_some() && !keep {
             record.note.get_or_insert_with(|| TOO_SHORT.to_owned());
         }
@@ -357,7 +357,7 @@ impl Finisher {
     }
 
     fn record(&mut self, finished: Finished, builder: Option<&Builder>, service: Arc<str>) -> RequestRecord {
-        let Finished { key, pid, boundary, exchange, attributed, tail_samples, lost } = finished;
+        let Finished { key, pid, boundary, exchange, attributed, by_context, tail_samples, lost } = finished;
         let (method, path, trace_id) = match &exchange.head {
             Some(head) => (
                 Some(head.method.as_str().to_owned()),
@@ -390,7 +390,11 @@ impl Finisher {
             tail_samples,
             lost_events: lost,
             boundary,
-            attribution: if attributed { Attribution::Thread } else { Attribution::None },
+            attribution: match (attributed, by_context) {
+                (false, _) => Attribution::None,
+                (true, false) => Attribution::Thread,
+                (true, true) => Attribution::Context,
+            },
             outcome: exchange.outcome,
             note: exchange
                 .note

@@ -111,6 +111,7 @@ mod tests {
                 boundary: Boundary::Uprobe,
                 exchange,
                 attributed: true,
+                by_context: false,
                 tail_samples: 0,
                 lost: 0,
             },

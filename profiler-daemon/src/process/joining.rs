@@ -21,13 +21,8 @@ use crate::bpf::Connections;
 /// were seen being accepted. Even then nothing is recorded before bytes arrive, from a socket, that begin with a method
 /// and go on as a whole request line.
 pub fn join(pid: u32, connections: &Connections) -> Result<(), MapError> {
-    let incoming = sockets::incoming(pid);
-    if incoming.is_empty() {
-        return Ok(());
-    }
-    let watched = sockets::watched(pid);
-    for (fd, inode) in incoming {
-        let Some(joined) = connections.join(pid, fd, watched.contains(&fd))? else { continue };
+    for (fd, inode) in sockets::incoming(pid) {
+        let Some(joined) = connections.join(pid, fd)? else { continue };
         if sockets::inode(pid, fd) != Some(inode) {
             connections.forget(joined);
         }

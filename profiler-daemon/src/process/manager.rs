@@ -28,7 +28,8 @@ use super::sockets::{self, Listening};
 use super::source::{self, Source};
 use super::targets::{Feature, TargetInfo};
 use crate::bpf::{
-    BoundaryProbes, CodeDeaths, CpuSampler, KernelLogger, ProbeState, ProbeTable, SyscallProbes, sys,
+    BoundaryProbes, CodeDeaths, Contexts, CpuSampler, KernelLogger, ProbeState, ProbeTable, Resident,
+    SyscallProbes, sys,
 };
 use crate::config::{BoundarySource, Selection};
 use crate::correlate::ProcessEvent;
@@ -72,7 +73,8 @@ pub struct Manager {
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
     pub calls: SyscallProbes,
-    pub deaths: CodeDeaths,
+    pub deaths: Resident<CodeDeaths>,
+    pub contexts: Resident<Contexts>,
     pub probes: ProbeTable,
     pub selection: Selection,
     /// Where the user wants boundaries to be seen.
@@ -103,6 +105,7 @@ impl Manager {
         logger: Option<KernelLogger>,
         roster: Roster,
         deaths: CodeDeaths,
+        contexts: Contexts,
         frequency: u64,
         probes: ProbeTable,
         selection: Selection,
@@ -118,7 +121,8 @@ impl Manager {
             boundary: BoundaryProbes::default(),
             calls: SyscallProbes::default(),
             wish: BoundarySource::default(),
-            deaths,
+            deaths: Resident::new(deaths),
+            contexts: Resident::new(contexts),
             probes,
             selection,
             tell,
@@ -171,6 +175,7 @@ impl Manager {
                 let needed = by_calls || self.wish == BoundarySource::Syscall;
                 self.calls.tend(&mut self.object, &self.probes, needed);
                 self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
+                self.contexts.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
             }
             if now >= next_scan {
                 next_scan = now + SCAN_EVERY;
@@ -182,6 +187,7 @@ impl Manager {
         self.boundary.detach(&mut self.object);
         self.calls.detach(&mut self.object);
         self.deaths.detach(&mut self.object);
+        self.contexts.detach(&mut self.object);
         self.object
     }
 
@@ -268,6 +274,7 @@ impl Manager {
     /// may be in the same file), and whatever else a full scan finds.
     fn rescan(&mut self) {
         self.deaths.forget_all();
+        self.contexts.forget_all();
         self.bury();
         for pid in self.roster.unknown() {
             // One that is waiting for another look has its own reason not to be a target yet.
@@ -304,6 +311,7 @@ impl Manager {
     fn reject(&mut self, key: ProcessKey) {
         // Its end is not noticed any more.
         self.deaths.ended(key.pid);
+        self.contexts.ended(key.pid);
         self.roster.reject(key);
         (self.tell_reader)(pipeline::Control::ProcessRejected(key.pid));
     }
@@ -325,6 +333,7 @@ impl Manager {
     /// What the process maps is no more, or another program's.
     fn forget_code(&mut self, pid: u32) {
         self.deaths.ended(pid);
+        self.contexts.ended(pid);
         if let Some(unwinding) = &self.unwinding {
             unwinding.ended(pid);
         }

@@ -24,7 +24,7 @@ use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
 use super::patience::Unanswered;
-pub use deaths::{DeathSite, NoDeaths, death_site};
+pub use deaths::{ContextSites, NoSite, ProbeSite, code_death, contexts};
 pub use debug_offsets::DebugOffsets;
 pub use interpreter_loop::InterpreterLoop;
 pub(crate) use interpreter_loop::TAIL_CALL_PREFIX;
@@ -103,6 +103,8 @@ const LOOP: &str = "_PyEval_EvalFrameDefault";
 const VERSION: &str = "Py_Version";
 const CODE_TYPE: &str = "PyCode_Type";
 const FRAME_TYPE: &str = "PyFrame_Type";
+const CONTEXT_TYPE: &str = "PyContext_Type";
+const CONTEXT_COPY: &str = "PyContext_CopyCurrent";
 
 /// An interpreter's code in a process, before anything in its memory was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +116,9 @@ pub struct Located {
     /// Addresses of its types of code objects and of frames.
     code_type: Option<u64>,
     frame_type: Option<u64>,
+    context_type: Option<u64>,
+    /// `PyContext_CopyCurrent`.
+    context_copy: Option<u64>,
     debug_offsets: Option<DebugOffsets>,
 }
 
@@ -160,7 +165,7 @@ pub fn detect(pid: u32, maps: &Maps) -> Result<Option<PythonTarget>, PythonError
 pub fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
     for mapping in candidates(pid, maps) {
         let elf = open_elf(pid, mapping)?;
-        let names = [RUNTIME, LOOP, VERSION, CODE_TYPE, FRAME_TYPE];
+        let names = [RUNTIME, LOOP, VERSION, CODE_TYPE, FRAME_TYPE, CONTEXT_TYPE, CONTEXT_COPY];
         let found = elf.symbols(&names).map_err(|source| elf_error(mapping, source))?;
         let (Some(runtime), Some(code)) = (found.get(RUNTIME), found.get(LOOP)) else { continue };
         let bias =
@@ -191,6 +196,8 @@ pub fn locate(pid: u32, maps: &Maps) -> Result<Option<Located>, PythonError> {
             interpreter_loop,
             code_type: address(CODE_TYPE),
             frame_type: address(FRAME_TYPE),
+            context_type: address(CONTEXT_TYPE),
+            context_copy: address(CONTEXT_COPY),
             debug_offsets,
         }));
     }

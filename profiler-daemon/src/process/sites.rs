@@ -31,7 +31,7 @@ pub struct Function {
 }
 
 /// Functions whose results follow a connection, with their system calls.
-pub const FUNCTIONS: [Function; 15] = [
+pub const FUNCTIONS: [Function; 14] = [
     Function { name: "recv", syscall: libc::SYS_recvfrom as u32 },
     Function { name: "recvfrom", syscall: libc::SYS_recvfrom as u32 },
     Function { name: "read", syscall: libc::SYS_read as u32 },
@@ -46,7 +46,6 @@ pub const FUNCTIONS: [Function; 15] = [
     Function { name: "sendfile64", syscall: libc::SYS_sendfile as u32 },
     Function { name: "accept", syscall: libc::SYS_accept as u32 },
     Function { name: "accept4", syscall: libc::SYS_accept4 as u32 },
-    Function { name: "epoll_ctl", syscall: libc::SYS_epoll_ctl as u32 },
 ];
 
 /// Why there is no cheap site.

@@ -97,27 +97,6 @@ pub fn incoming(pid: u32) -> Vec<(u32, u64)> {
     open
 }
 
-/// Descriptors of `pid` that its epoll instances wait for.
-pub fn watched(pid: u32) -> HashSet<u32> {
-    let through = via(pid);
-    let entries = fs::read_dir(format!("/proc/{through}/fd")).into_iter().flatten().flatten().take(FDS_MAX);
-    let epolls = entries.filter(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]")
-    });
-    epolls
-        .filter_map(|entry| {
-            fs::File::open(format!("/proc/{through}/fdinfo/{}", entry.file_name().to_str()?)).ok()
-        })
-        .flat_map(|info| rows(info.take(BYTES_MAX)))
-        .filter_map(|line| watched_line(&line))
-        .collect()
-}
-
-/// `tfd:       10 events:       19 data: …` (fs/eventpoll.c, `ep_show_fdinfo`).
-fn watched_line(line: &str) -> Option<u32> {
-    line.strip_prefix("tfd:")?.split_whitespace().next()?.parse().ok()
-}
-
 /// The inode of the socket that a descriptor is.
 pub fn inode(pid: u32, fd: u32) -> Option<u64> {
     socket_inode(Path::new(&format!("/proc/{}/fd/{fd}", via(pid))))
@@ -237,22 +216,6 @@ mod tests {
         // SAFETY: the one that was just made.
         assert_eq!(unsafe { libc::close_range(high as u32, high as u32, 0) }, 0);
         assert!(!Descriptors::default().may_be_socket(pid, high as u32));
-    }
-
-    #[test]
-    fn what_epoll_waits_for_is_found() {
-        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        // SAFETY: no pointers; the descriptor is ours.
-        let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(0)) };
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: both descriptors are open, and the event lives.
-        let added =
-            unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, a.as_raw_fd(), &raw mut event) };
-        assert_eq!(added, 0);
-        let found = watched(std::process::id());
-        assert!(found.contains(&(a.as_raw_fd() as u32)), "{found:?}");
-        assert!(!found.contains(&(b.as_raw_fd() as u32)), "{found:?}");
     }
 
     #[test]

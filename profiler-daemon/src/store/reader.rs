@@ -288,11 +288,11 @@ impl Reader {
             ),
             None => ("", values),
         };
-        values.push(Value::Text(Attribution::Thread.name().to_owned()));
+        values.push(Value::Text(Attribution::None.name().to_owned()));
         let unsampled = look
             .prepare_cached(&format!(
                 "SELECT count(*), coalesce(sum(duration_ns), 0) FROM requests \
-                 WHERE {condition}{from} AND attribution = ? AND samples = 0 AND profile IS NULL"
+                 WHERE {condition}{from} AND attribution != ? AND samples = 0 AND profile IS NULL"
             ))?
             .query_row(params_from_iter(&values), |row| {
                 Ok(Unsampled { requests: natural(row, 0)?, duration_ns: natural(row, 1)? })

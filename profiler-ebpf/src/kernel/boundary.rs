@@ -271,9 +271,7 @@ fn discover(flow: &Flow, buffers: &Buffers) -> Option<Shared> {
     if !begins_known_method(first) || serves(flow.ids.tid) {
         return None;
     }
-    // Whether an epoll instance waits for it is not known.
-    let flags = connection_flags::UNSEEN | connection_flags::WATCHED;
-    track(flow.key, Connection { flags, ..EMPTY });
+    track(flow.key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
     Shared::of(flow.key)
 }
 
@@ -368,6 +366,8 @@ const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets
     code_bytecode: 0,
     entry_mode: 0,
     lasti_unit: 0,
+    tstate_context: 0,
+    reserved: [0; 3],
 };
 
 #[inline(always)]

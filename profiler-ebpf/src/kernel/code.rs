@@ -4,12 +4,11 @@
 //! the process, which makes void what walks remember of its code objects. A process without an entry in `CODE_LIVES`
 //! has no probe, and nothing is remembered of it.
 
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use profiler_ebpf::python::Codes;
 
 use super::{
     maps::{CODE_LIVES, KNOWN_CODE},
-    task::{ids, now},
+    task::{ids, unique},
 };
 
 /// A code object of this process dies when the probed function goes on.
@@ -19,18 +18,10 @@ pub fn death() -> u32 {
     // SAFETY: a live map value. Threads with a GIL each may write at once, or one late: whoever comes last leaves a number
     // that nobody has seen before, and a death that is not counted does no harm.
     unsafe {
-        (*lives).epoch = fresh_epoch();
+        (*lives).epoch = unique();
         (*lives).deaths += 1;
     }
     0
-}
-
-/// The clock, with the CPU below it: no other is the same.
-#[inline(always)]
-fn fresh_epoch() -> u64 {
-    // SAFETY: no arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    (now() << 8) | u64::from(cpu & 0xff)
 }
 
 /// The epoch of a process now, 0 where nothing may be remembered.

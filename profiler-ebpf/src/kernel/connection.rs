@@ -90,8 +90,14 @@ impl Shared {
     /// Whether its descriptor still leads to the socket that it was, as far as can be told: `fclose`, `dup2` and
     /// `close_range` close as well, and are not seen. The first time settles what it is.
     #[inline(always)]
+    /// Whether an epoll instance waits for it is noted.
     pub fn is_still(self, fd: u32) -> bool {
-        let Some(file) = opened(fd) else { return true };
+        let Some(file) = opened(fd) else {
+            self.set_flags(self.flags() | connection_flags::WATCHED);
+            return true;
+        };
+        let others = self.flags() & !connection_flags::WATCHED;
+        self.set_flags(if file.watched { others | connection_flags::WATCHED } else { others });
         if self.inode() == 0 {
             self.set_inode(file.inode);
             self.set_number(file.number);

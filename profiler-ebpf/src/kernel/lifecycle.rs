@@ -11,7 +11,7 @@ use aya_log_ebpf::debug;
 use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
 
 use super::{
-    maps::{ACTIVE, CODE_LIVES, EVENTS, QUIET, SPACES, TARGETS, count, settings},
+    maps::{ACTIVE, CODE_LIVES, CONTEXT_PROCESSES, EVENTS, QUIET, SPACES, TARGETS, TURNS, count, settings},
     task::{header, ids, now, read_kernel, task},
 };
 
@@ -66,12 +66,15 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
         unsafe { (*target).flags &= !target_flags::PYTHON };
         let _ = SPACES.remove(ids.pid);
         let _ = CODE_LIVES.remove(ids.pid);
+        let _ = CONTEXT_PROCESSES.remove(ids.pid);
     }
     // The thread that called exec takes over the id of the process's first thread.
     // SAFETY: the arguments of this tracepoint are a task, a thread id and a pointer.
     let former = unsafe { *ctx.as_ptr().cast::<u64>().add(1) } as u32;
-    let _ = ACTIVE.remove(former);
-    let _ = ACTIVE.remove(ids.tid);
+    for tid in [former, ids.tid] {
+        let _ = ACTIVE.remove(tid);
+        let _ = TURNS.remove(tid);
+    }
     debug!(ctx, "process {} runs a new program", ids.pid);
     emit::<Header>(header(Kind::Exec, ids, now()));
     0
@@ -85,6 +88,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     // Before anything else: of threads that end together the first may take their process out of the targets, and
     // a mark that stays would be the next thread's with this id.
     let _ = ACTIVE.remove(ids.tid);
+    let _ = TURNS.remove(ids.tid);
     if TARGETS.get_ptr(ids.pid).is_none() {
         return 0;
     }
@@ -99,6 +103,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
         let _ = TARGETS.remove(ids.pid);
         let _ = SPACES.remove(ids.pid);
         let _ = CODE_LIVES.remove(ids.pid);
+        let _ = CONTEXT_PROCESSES.remove(ids.pid);
     }
     debug!(ctx, "thread {} of process {} ended, {} left", ids.tid, ids.pid, live);
     emit(Exit { header: header(Kind::Exit, ids, now()), live, reserved: 0 });

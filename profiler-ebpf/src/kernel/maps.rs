@@ -11,11 +11,12 @@ use profiler_common::unwind::{
     Block, CHUNK_BLOCKS, CHUNKS_MAX, MAPPINGS_MAX, Mapping, RULES_MAX, Rule, Space,
 };
 use profiler_common::{
-    ABI_VERSION, Active, CODE_LIVES_MAX, CodeLives, Connection, STAT_COUNT, Settings, Stat, Target,
+    ABI_VERSION, Active, CODE_LIVES_MAX, CONTEXT_PROCESSES_MAX, CodeLives, Connection, ContextKey,
+    STAT_COUNT, Settings, Stat, Target,
 };
 use profiler_ebpf::{native::Found, places::PLACES, python::Known};
 
-use super::{sampler::Walk, transfer::Transfer};
+use super::{context::Turn, sampler::Walk, transfer::Transfer};
 
 /// The only way to the daemon. A ring and not per-CPU buffers, because records of one connection must keep their
 /// order. The daemon resizes it at load; 8 MiB hold about 200 ms of records at 60,000 requests a second.
@@ -101,6 +102,19 @@ pub static KNOWN_CODE: PerCpuArray<[Known; PLACES]> = PerCpuArray::with_max_entr
 #[map]
 pub static CODE_LIVES: HashMap<u32, CodeLives> = HashMap::with_max_entries(CODE_LIVES_MAX, 0);
 
+/// Contexts that work for a request. A request of an event loop has some ten at a time; 65,536 are 7 MB, preallocated
+/// because they come and go with every request.
+#[map]
+pub static CONTEXTS: HashMap<ContextKey, u64> = HashMap::with_max_entries(65_536, 0);
+
+/// Threads of event loops: one or a few in each process whose contexts are followed.
+#[map]
+pub static TURNS: HashMap<u32, Turn> = HashMap::with_max_entries(4096, 0);
+
+/// Processes whose contexts are followed.
+#[map]
+pub static CONTEXT_PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(CONTEXT_PROCESSES_MAX, 0);
+
 /// The sampler's continuation programs.
 #[map]
 pub static SAMPLE_STEPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
@@ -135,6 +149,8 @@ pub static SETTINGS: Settings = Settings {
         fdtable_max_fds: 0,
         fdtable_fd: 0,
         file_inode: 0,
+        file_epoll: 0,
+        file_epoll_list: 0,
         inode_number: 0,
         inode_mode: 0,
     },

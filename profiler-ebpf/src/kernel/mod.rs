@@ -1,9 +1,10 @@
 //! What runs in the kernel: the probes' bodies, the maps, and access to the current task.
 
 pub mod boundary;
-mod call;
+pub mod call;
 pub mod code;
 mod connection;
+pub mod context;
 pub mod events;
 pub mod lifecycle;
 pub mod maps;

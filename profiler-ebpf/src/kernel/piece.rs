@@ -4,8 +4,8 @@
 //! to their empty line, bodies stay where they are.
 
 use profiler_common::{
-    Active, Close, ConnId, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, connection_flags, connection_state,
-    flags,
+    Active, Close, ConnId, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, TOLD_BY_CONTEXT, connection_flags,
+    connection_state, flags,
 };
 use profiler_ebpf::head::{
     Where, begins_known_method, empty_line, empty_lines, first_mark, may_be_request_line, may_begin_request,
@@ -15,8 +15,9 @@ use profiler_ebpf::head::{
 use super::{
     boundary::interleaved,
     connection::{Flow, Shared},
+    context,
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
-    task::{header, now, read_at_most},
+    task::{header, now, read_at_most, unique},
     transfer::Transfer,
 };
 
@@ -53,7 +54,7 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
             interleaved(flow);
             return left;
         }
-        match begin_in(flow, conn, transfer, &words, left, &mut bits) {
+        let capture = match begin_in(flow, conn, transfer, &words, left, &mut bits) {
             Begin::Capture => true,
             Begin::Pass => false,
             Begin::EmptyLine => {
@@ -64,7 +65,12 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
                 closed_unseen(flow, conn);
                 return left;
             }
+        };
+        // Where a request begins, its record comes first.
+        if bits & flags::NEW_ACTIVATION == 0 {
+            context::context_received(conn.activation(), watched(conn));
         }
+        capture
     } else {
         if !answers(conn) {
             interleaved(flow);
@@ -228,11 +234,12 @@ fn begin_in(
         conn.flags() & !connection_flags::HELD
     };
     if !in_body {
-        conn.set_activation(now());
+        conn.set_activation(unique());
         now_flags |= connection_flags::HTTP;
         conn.set_out_state(connection_state::EXPECT);
         count(Stat::RequestsStarted);
         *bits |= flags::NEW_ACTIVATION;
+        *bits |= context::context_tells(watched(conn)) as u16 & flags::BY_CONTEXT;
     }
     conn.set_flags(now_flags);
     conn.set_in_state(connection_state::HEAD);
@@ -275,11 +282,24 @@ fn activate(flow: &Flow, conn: Shared, bits: u16) {
     if bits & flags::NEW_ACTIVATION == 0 {
         return;
     }
-    let active =
-        Active { activation: conn.activation(), key: flow.key, lost: 0, told: 0, entered: 0, waits: 0 };
+    let activation = conn.activation();
+    // Where contexts tell who works for it, what its thread does besides says nothing.
+    const { assert!(flags::BY_CONTEXT as u32 / BY_CONTEXT_UNIT == TOLD_BY_CONTEXT) };
+    let told = u32::from(bits & flags::BY_CONTEXT) / BY_CONTEXT_UNIT;
+    let active = Active { activation, key: flow.key, lost: 0, told, entered: 0, waits: 0 };
     if ACTIVE.insert(flow.ids.tid, active, 0).is_err() {
         count(Stat::ActiveFull);
     }
+    context::context_received(activation, u64::from(told));
+}
+
+/// Makes of the one flag the other without a branch.
+const BY_CONTEXT_UNIT: u32 = 1 << 11;
+
+/// Not 0 if an event loop may wait for the connection.
+#[inline(always)]
+fn watched(conn: Shared) -> u64 {
+    u64::from(conn.flags() & connection_flags::WATCHED)
 }
 
 /// Takes the number of samples lost within the thread's present activation, if that is `activation`. Only where a record

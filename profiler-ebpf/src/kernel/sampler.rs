@@ -24,6 +24,7 @@ use profiler_ebpf::{
 
 use super::{
     code,
+    context::{self, Sampled},
     maps::{
         ACTIVE, EVENTS, QUIET, SAMPLE_STEPS, SPACES, STEP_FINISH, STEP_WALK, TARGETS, WALK, count, settings,
     },
@@ -89,27 +90,45 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     if target.flags & target_flags::SAMPLE == 0 {
         return 0;
     }
-    let Some(active) = ACTIVE.get_ptr_mut(ids.tid) else {
-        count(Stat::SamplesOutsideRequest);
-        return 0;
+    let (active, owned) = match context::sampled(ids, target) {
+        Sampled::Owned(activation) => (None, activation),
+        Sampled::Nobodys if by_context(ids.tid) => {
+            count(Stat::SamplesOutsideRequest);
+            return 0;
+        }
+        _ => match ACTIVE.get_ptr_mut(ids.tid) {
+            Some(active) => (Some(active), 0),
+            None => {
+                count(Stat::SamplesOutsideRequest);
+                return 0;
+            }
+        },
     };
     let set = settings();
     // SAFETY: query only.
     if EVENTS.query(0) + set.ring_reserve + RECORD_MAX > EVENTS.query(1) {
         count(Stat::SamplesLostRing);
-        // SAFETY: a live map value.
-        unsafe { (*active).lost += 1 };
+        if let Some(active) = active {
+            // SAFETY: a live map value.
+            unsafe { (*active).lost += 1 };
+        }
         return 0;
     }
     let Some(walk) = WALK.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's scratch, and the sampler does not interrupt itself.
     let walk = unsafe { &mut *walk };
     let mut head = header(Kind::Sample, ids, now());
-    // SAFETY: a live map value.
-    unsafe {
-        head.lost = (*active).lost;
-        (*active).lost = 0;
-        walk.sample.activation = (*active).activation;
+    match active {
+        // SAFETY: a live map value.
+        Some(active) => unsafe {
+            head.lost = (*active).lost;
+            (*active).lost = 0;
+            walk.sample.activation = (*active).activation;
+        },
+        None => {
+            head.flags |= flags::BY_CONTEXT;
+            walk.sample.activation = owned;
+        }
     }
     walk.target = *target;
     walk.count = 0;
@@ -162,10 +181,20 @@ pub fn begin(ctx: &PerfEventContext) -> u32 {
     0
 }
 
+/// Whether what the thread received last is told by contexts, and not by the thread.
+#[inline(always)]
+fn by_context(tid: u32) -> bool {
+    // SAFETY: a lookup; only the mark is read.
+    unsafe { ACTIVE.get(tid) }.is_none_or(|active| active.told == profiler_common::TOLD_BY_CONTEXT)
+}
+
 /// The sample came to nothing, so what it was to tell is still to be told.
 #[inline(always)]
 fn give_back(walk: &Walk) {
     let head = &walk.sample.header;
+    if head.flags & flags::BY_CONTEXT != 0 {
+        return;
+    }
     if let Some(active) = ACTIVE.get_ptr_mut(head.tid) {
         // SAFETY: a live map value; the thread is interrupted, so it is where it was when the sample began.
         unsafe { (*active).lost += head.lost + 1 };

@@ -22,7 +22,6 @@ const SENDMSG: u64 = 46;
 const RECVMSG: u64 = 47;
 const ACCEPT4: u64 = 288;
 const EPOLL_WAIT: u64 = 232;
-const EPOLL_CTL: u64 = 233;
 const EPOLL_PWAIT: u64 = 281;
 const EPOLL_PWAIT2: u64 = 441;
 
@@ -54,7 +53,6 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
         SENDMSG => boundary::sendmsg(ctx, ids, &call),
         SENDFILE => boundary::sendfile(ctx, ids, &call),
         ACCEPT | ACCEPT4 => boundary::accept(ctx),
-        EPOLL_CTL => events::control(ctx),
         _ => 0,
     };
     0

@@ -1,8 +1,8 @@
 //! The current task: identity, registers, memory.
 
 use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
-    generated::bpf_probe_read_user,
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+    bpf_probe_read_kernel, generated::bpf_probe_read_user,
 };
 use profiler_common::{Header, Kind};
 use profiler_ebpf::memory::{Block, Fault, Memory};
@@ -26,6 +26,14 @@ pub fn ids() -> Ids {
 pub fn now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// The clock, with the CPU below it: no other is the same.
+#[inline(always)]
+pub fn unique() -> u64 {
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    (now() << 8) | u64::from(cpu & 0xff)
 }
 
 #[inline(always)]
@@ -79,6 +87,8 @@ pub struct Opened {
     pub inode: u64,
     pub number: u64,
     pub socket: bool,
+    /// An epoll instance waits for it, or it cannot be told.
+    pub watched: bool,
 }
 
 /// What a descriptor of the current process leads to at this moment; `None` where nothing does, or it cannot be told.
@@ -103,7 +113,19 @@ pub fn opened(fd: u32) -> Option<Opened> {
     let inode: u64 = read_kernel(file, at.file_inode).ok()?;
     let number = read_kernel(inode, at.inode_number).ok()?;
     let mode: u16 = read_kernel(inode, at.inode_mode).ok()?;
-    Some(Opened { inode, number, socket: mode & FORMAT == SOCKET })
+    Some(Opened { inode, number, socket: mode & FORMAT == SOCKET, watched: watched(file) })
+}
+
+/// Whether an epoll instance waits for this `struct file` (fs/eventpoll.c, `attach_epitem` and its reverse).
+#[inline(always)]
+fn watched(file: u64) -> bool {
+    let at = settings().kernel;
+    if at.file_epoll != 0 {
+        return read_kernel::<u64>(file, at.file_epoll) != Ok(0);
+    }
+    // A list head that points to itself is empty.
+    let head = file + u64::from(at.file_epoll_list);
+    at.file_epoll_list == 0 || read_kernel::<u64>(head, 0) != Ok(head)
 }
 
 /// The current process's memory.

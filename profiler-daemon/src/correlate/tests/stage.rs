@@ -270,6 +270,29 @@ impl Stage {
         weight
     }
 
+    /// A request on a connection that an event loop waits for.
+    pub fn looped(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        let bits = flags::NEW_ACTIVATION | flags::HEAD_END | flags::BY_CONTEXT;
+        self.input(pid, tid, fd, &GET.replace("PATH", path), bits)
+    }
+
+    /// The mark of what a connection received last.
+    pub fn mark_of(&self, pid: u32, fd: u32) -> u64 {
+        self.begun[&(pid, fd)]
+    }
+
+    /// Samples of a thread in a context that works for this mark.
+    pub fn in_context(&mut self, pid: u32, tid: u32, activation: u64, n: u64) -> &mut Self {
+        for _ in 0..n {
+            self.next_sample += 1;
+            let mut header = self.header(pid, tid);
+            header.flags = flags::BY_CONTEXT;
+            let sample = Sample { header, activation, weight: self.next_sample, ..Sample::default() };
+            self.event(&Event::Sample(SampleEvent::bare(sample)));
+        }
+        self
+    }
+
     pub fn fork(&mut self, pid: u32, child: u32) -> &mut Self {
         let header = self.header(pid, pid);
         self.event(&Event::Fork { header, child })

@@ -31,6 +31,7 @@ fn finished(key: RequestKey, pid: u32) -> Message {
         boundary: Boundary::Uprobe,
         exchange,
         attributed: true,
+        by_context: false,
         tail_samples: 0,
         lost: 0,
     };

@@ -114,6 +114,8 @@ const PYTHON_3_8: Layout = Layout {
         code_bytecode: NO_FIELD,
         entry_mode: ENTRY_EVERY,
         lasti_unit: 1,
+        tstate_context: 240,
+        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 104,
@@ -156,6 +158,8 @@ const PYTHON_3_11: Layout = Layout {
         code_bytecode: 184,
         entry_mode: ENTRY_FLAG,
         lasti_unit: 0,
+        tstate_context: 224,
+        reserved: [0; 3],
     },
     code: CodeLayout {
         filename: 112,
@@ -179,6 +183,7 @@ const PYTHON_3_12: Layout = Layout {
         code_firstline: 68,
         code_bytecode: 192,
         entry_mode: ENTRY_OWNER,
+        tstate_context: 208,
         ..PYTHON_3_11.walk
     },
     code: CodeLayout { text_ascii: 40, text_compact: 56, ..PYTHON_3_11.code },

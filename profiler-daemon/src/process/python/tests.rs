@@ -255,6 +255,8 @@ fn what_is_not_supported_says_so() {
             interpreter_loop: InterpreterLoop { hot: 0..0, cold: None, found: true },
             code_type: None,
             frame_type: None,
+            context_type: None,
+            context_copy: None,
             debug_offsets: DebugOffsets::parse(&bytes),
         }
     };

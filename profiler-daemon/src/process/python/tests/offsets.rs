@@ -1,12 +1,14 @@
 //! Where structures have their fields. Oracle: `offsetof`, by the compiler and each version's own headers.
 
 use super::*;
+use profiler_common::{CONTEXT_PREVIOUS, CONTEXT_VERSION};
 
 /// What `offsetof` says, by name.
 const OFFSETS: &str = r#"
 #define Py_BUILD_CORE 1
 #include <Python.h>
 #include <stddef.h>
+#include <internal/pycore_context.h>
 #include <stdio.h>
 #if PY_VERSION_HEX < 0x030b0000
 #include <frameobject.h>
@@ -34,6 +36,10 @@ int main(void) {
     O("tss", _PyRuntimeState, autoTSSkey);
 #endif
     O("key", Py_tss_t, _key);
+    O("tstate_context", PyThreadState, context);
+    printf("context_version %zu\n", offsetof(PyThreadState, context_ver) - offsetof(PyThreadState, context));
+    O("context_previous", PyContext, ctx_prev);
+    O("tp_dealloc", PyTypeObject, tp_dealloc);
 #if PY_VERSION_HEX < 0x030b0000
     O("current_frame", PyThreadState, frame);
     O("frame_code", PyFrameObject, f_code);
@@ -101,6 +107,7 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
         ("frame_previous", w.frame_previous),
         ("frame_instr", w.frame_instr),
         ("frame_entry", w.frame_entry),
+        ("tstate_context", w.tstate_context),
         ("code_argcount", w.code_argcount),
         ("code_kwonly", w.code_kwonly),
         ("code_flags", w.code_flags),
@@ -122,6 +129,9 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
     named.extend(layout.current.map(|at| ("current", at)));
     named.insert("key", 4);
     named.insert("tp_members", 240);
+    named.insert("context_version", CONTEXT_VERSION);
+    named.insert("context_previous", CONTEXT_PREVIOUS);
+    named.insert("tp_dealloc", deaths::TP_DEALLOC);
     named
 }
 

@@ -1,0 +1,163 @@
+//! Which request an event loop works on: by CPython's contexts.
+//!
+//! In: what the loop's thread receives, copies of contexts, samples. Out: for each context the activation that it works
+//! for.
+//!
+//! Whatever is to run later (a task, a callback, a function for another thread) gets a copy of the context that is current
+//! when it is made, and runs in that copy. So a copy made for a request belongs to it, and so do all copies of the copy.
+//! The first are made in the *turn* in which the loop hands received bytes on to its protocol: asyncio receives inside
+//! the context of the connection's callback, uvloop before it enters one. The interpreter counts how often a thread has
+//! entered or left a context. If that number is what it was when the bytes were received, or one more and the current
+//! context was entered from the one of then, nothing else has run since.
+//!
+//! A context's address may be another's after its death, so deaths are seen too.
+
+use profiler_common::{
+    CONTEXT_PREVIOUS, CONTEXT_VERSION, ContextKey, NO_FIELD, Stat, Target, context_use, flags, target_flags,
+};
+use profiler_ebpf::{memory::Memory, python};
+
+use super::{
+    maps::{CONTEXT_PROCESSES, CONTEXTS, TARGETS, TURNS, count, settings},
+    task::{Current, Ids, ids, read_kernel, task},
+};
+
+/// Value of `TURNS`, keyed by tid: when and for which request the thread received last.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Turn {
+    activation: u64,
+    /// The context in which it did, 0 = none was entered.
+    context: u64,
+    version: u64,
+}
+
+/// The context that a thread works in.
+#[derive(Clone, Copy)]
+struct Here {
+    context: u64,
+    version: u64,
+}
+
+/// Whether contexts of this process are followed; a value of [`context_use`] or 0.
+#[inline(always)]
+fn followed(pid: u32) -> u32 {
+    // SAFETY: a lookup; the value is copied at once.
+    unsafe { CONTEXT_PROCESSES.get(pid) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn here(target: &Target) -> Option<Here> {
+    let set = settings();
+    let known = target.flags & target_flags::PYTHON != 0 && target.python.tstate_context != NO_FIELD;
+    if set.kernel.valid == 0 || !known {
+        return None;
+    }
+    let base = read_kernel::<u64>(task(), set.kernel.task_fsbase).ok()?;
+    let state = python::thread_state(&Current, target, base).ok()?;
+    if state == 0 {
+        return None;
+    }
+    let at = state + u64::from(target.python.tstate_context);
+    const { assert!(CONTEXT_VERSION == 8) };
+    let (context, version) = Current.pair(at).ok()?;
+    Some(Here { context, version })
+}
+
+#[inline(always)]
+fn key(pid: u32, address: u64) -> ContextKey {
+    ContextKey { pid, reserved: 0, address }
+}
+
+/// [`flags::BY_CONTEXT`] if a request of the current process that begins now is told by contexts, else 0. `watched`: a flag
+/// of its connection. Like the next one it is a function of its own, and decides by itself, so that the verifier does not
+/// follow both ways through all of what calls it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn context_tells(watched: u64) -> u64 {
+    if watched != 0 && followed(ids().pid) != 0 { flags::BY_CONTEXT.into() } else { 0 }
+}
+
+/// The current thread has received on a connection, which is of interest if an event loop waits for that (`watched` is
+/// not 0). The result says nothing.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn context_received(activation: u64, watched: u64) -> u64 {
+    let ids = ids();
+    if watched == 0 || followed(ids.pid) == 0 {
+        return 0;
+    }
+    // SAFETY: a lookup; used at once.
+    let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
+    let Some(Here { context, version }) = here(target) else {
+        // What was received before is over all the same.
+        let _ = TURNS.remove(ids.tid);
+        return 0;
+    };
+    if TURNS.insert(ids.tid, Turn { activation, context, version }, 0).is_err() {
+        count(Stat::ContextsFull);
+        return 0;
+    }
+    let _ = CONTEXT_PROCESSES.insert(ids.pid, context_use::USED, 0);
+    0
+}
+
+/// The activation that a thread works for here.
+#[inline(always)]
+fn owner_of(ids: Ids, here: Here) -> Option<u64> {
+    // SAFETY: a lookup; the value is copied at once.
+    if let Some(owner) = unsafe { CONTEXTS.get(key(ids.pid, here.context)) } {
+        return Some(*owner);
+    }
+    // SAFETY: as above.
+    let turn = unsafe { TURNS.get(ids.tid) }.copied()?;
+    let same = here.version == turn.version && here.context == turn.context;
+    let entered = here.version == turn.version.wrapping_add(1)
+        && here.context != 0
+        && Current.word(here.context + CONTEXT_PREVIOUS).ok()? == turn.context;
+    if same || entered { Some(turn.activation) } else { None }
+}
+
+/// What is known of the thread that is sampled.
+pub enum Sampled {
+    /// Its process has no event loop whose contexts are followed.
+    Unfollowed,
+    /// It works in none that is a request's.
+    Nobodys,
+    /// It works for this activation.
+    Owned(u64),
+}
+
+#[inline(always)]
+pub fn sampled(ids: Ids, target: &Target) -> Sampled {
+    if followed(ids.pid) != context_use::USED {
+        return Sampled::Unfollowed;
+    }
+    match here(target).and_then(|here| owner_of(ids, here)) {
+        Some(activation) => Sampled::Owned(activation),
+        None => Sampled::Nobodys,
+    }
+}
+
+/// `PyContext_CopyCurrent` has returned this.
+#[inline(always)]
+pub fn copied(copy: u64) -> u32 {
+    let ids = ids();
+    if copy == 0 || followed(ids.pid) != context_use::USED {
+        return 0;
+    }
+    // SAFETY: a lookup; used at once.
+    let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
+    let Some(owner) = here(target).and_then(|here| owner_of(ids, here)) else { return 0 };
+    if CONTEXTS.insert(key(ids.pid, copy), owner, 0).is_err() {
+        count(Stat::ContextsFull);
+    }
+    0
+}
+
+/// A context dies when the probed function goes on.
+#[inline(always)]
+pub fn death(address: u64) -> u32 {
+    let _ = CONTEXTS.remove(key(ids().pid, address));
+    0
+}
