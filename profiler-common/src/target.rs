@@ -117,12 +117,12 @@ pub struct ContextKey {
     pub address: u64,
 }
 
-/// Values of the map `CONTEXT_PROCESSES`, keyed by pid.
+/// Bits of the values of the map `CONTEXT_PROCESSES`, keyed by pid.
 pub mod context_use {
     /// Its contexts can be followed: copies and deaths are seen.
-    pub const READY: u32 = 1;
+    pub const READY: u32 = 1 << 0;
     /// An event loop of it has received on a connection.
-    pub const USED: u32 = 2;
+    pub const USED: u32 = 1 << 1;
 }
 
 /// A field that this version does not have.
@@ -207,6 +207,8 @@ pub mod connection_flags {
     pub const HELD: u8 = 1 << 3;
     /// An epoll instance waited for it when its latest request began: whoever serves it may be an event loop.
     pub const WATCHED: u8 = 1 << 4;
+    /// Its socket did not block then, so a loop may serve it that asks before it waits (gevent, trio).
+    pub const NONBLOCKING: u8 = 1 << 5;
 }
 
 /// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.
@@ -258,6 +260,8 @@ pub struct KernelOffsets {
     pub file_epoll: u32,
     /// Before: `file.f_ep_links`, a list that is not empty then; 0 = there is none.
     pub file_epoll_list: u32,
+    pub file_flags: u32,
+    pub reserved: u32,
 }
 
 /// Settings fixed when the object is loaded.
@@ -283,6 +287,6 @@ const _: () = {
     assert!(size_of::<CodeLives>() == 16);
     assert!(size_of::<Connection>() == 56);
     assert!(size_of::<Active>() == 40);
-    assert!(size_of::<KernelOffsets>() == 64);
-    assert!(size_of::<Settings>() == 88);
+    assert!(size_of::<KernelOffsets>() == 72);
+    assert!(size_of::<Settings>() == 96);
 };

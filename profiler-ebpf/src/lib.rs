@@ -4,6 +4,7 @@
 //! tests on the host.
 #![cfg_attr(not(test), no_std)]
 
+pub mod context;
 pub mod head;
 pub mod memory;
 pub mod native;

@@ -145,6 +145,8 @@ fn resolve(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
         fdtable_fd: get("fdtable", &["fd"], "fdtable.fd")?,
         file_inode: get("file", &["f_inode"], "file.f_inode")?,
         file_epoll: btf.offset("file", &["f_ep"]).unwrap_or(0),
+        file_flags: get("file", &["f_flags"], "file.f_flags")?,
+        reserved: 0,
         file_epoll_list: btf.offset("file", &["f_ep_links"]).unwrap_or(0),
         inode_number: get("inode", &["i_ino"], "inode.i_ino")?,
         inode_mode: get("inode", &["i_mode"], "inode.i_mode")?,

@@ -14,9 +14,9 @@ use super::{
     call::{Buffers, Call, Shape, Source},
     connection::{Flow, Shared},
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, count, settings},
-    piece,
+    piece::{self, Known},
     task::{Ids, header, ids, now, opened, read_kernel, read_user, task},
-    transfer::{self, Transfer},
+    transfer,
 };
 
 /// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
@@ -95,10 +95,8 @@ pub fn sendfile<S: Source>(_ctx: &S, ids: Ids, call: &Call) -> u32 {
         return ended(&flow, conn, call.result);
     }
     // Nothing of it is looked at, and glibc's wrapper has no cheap site before its system call.
-    let buffers = Buffers { address: 0, elements: 0, vector: 0 };
-    let total = call.result as u64;
-    let mut transfer = Transfer::new(conn, flow.fd, buffers, 0, total);
-    piece::emit(&flow, conn, &mut transfer, 0, total, true);
+    let known = Known { entered: 0, headed: false };
+    piece::emit(&flow, conn, known, 0, call.result as u64, true);
     0
 }
 

@@ -5,11 +5,12 @@
 //! a count that may be short by what was added between a load and a store (`lost`; the target has no atomics). What
 //! belongs to one transfer is in `TRANSFERS` and never here.
 
-use profiler_common::{Connection, connection_flags, connection_key};
+use profiler_common::{Connection, connection_flags, connection_key, flags};
 
 use super::{
+    context,
     maps::CONNECTIONS,
-    task::{Ids, opened},
+    task::{Ids, ids, opened},
 };
 
 /// A pointer to such an entry.
@@ -86,25 +87,42 @@ impl Shared {
             self.set_lost(self.lost().saturating_sub(lost));
         }
     }
+}
 
-    /// Whether its descriptor still leads to the socket that it was, as far as can be told: `fclose`, `dup2` and
-    /// `close_range` close as well, and are not seen. The first time settles what it is.
-    #[inline(always)]
-    /// Whether an epoll instance waits for it is noted.
-    pub fn is_still(self, fd: u32) -> bool {
-        let Some(file) = opened(fd) else {
-            self.set_flags(self.flags() | connection_flags::WATCHED);
-            return true;
-        };
-        let others = self.flags() & !connection_flags::WATCHED;
-        self.set_flags(if file.watched { others | connection_flags::WATCHED } else { others });
-        if self.inode() == 0 {
-            self.set_inode(file.inode);
-            self.set_number(file.number);
-            return file.socket;
-        }
-        self.inode() == file.inode && self.number() == file.number
+/// What [`connection_begins`] says of a connection whose descriptor is another file's by now.
+pub const REPLACED: u64 = u64::MAX;
+
+/// A request may begin on the connection with this key. Whether its descriptor still leads to the socket that it was, as
+/// far as can be told: `fclose`, `dup2` and `close_range` close as well, and are not seen. The first time settles what it
+/// is. Whether an epoll instance waits for it, and whether it blocks, is noted. The result is [`REPLACED`], or [`flags::BY_CONTEXT`] if contexts
+/// tell who works for the request, or 0.
+///
+/// It is a function of its own, and one that the verifier checks by itself, because each way through it would be gone on
+/// with through all that its caller does.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn connection_begins(key: u64) -> u64 {
+    let Some(conn) = Shared::of(key) else { return 0 };
+    const ABOUT: u8 = connection_flags::WATCHED | connection_flags::NONBLOCKING;
+    let others = conn.flags() & !ABOUT;
+    let Some(file) = opened(key as u32) else {
+        conn.set_flags(others | ABOUT);
+        return 0;
+    };
+    let still = if conn.inode() == 0 {
+        conn.set_inode(file.inode);
+        conn.set_number(file.number);
+        file.socket
+    } else {
+        conn.inode() == file.inode && conn.number() == file.number
+    };
+    if !still {
+        return REPLACED;
     }
+    let watched = if file.watched { connection_flags::WATCHED } else { 0 };
+    let nonblocking = if file.nonblocking { connection_flags::NONBLOCKING } else { 0 };
+    conn.set_flags(others | watched | nonblocking);
+    if file.watched && context::tells(ids().pid) { flags::BY_CONTEXT.into() } else { 0 }
 }
 
 /// Whose transfer it is.

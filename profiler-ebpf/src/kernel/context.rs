@@ -12,10 +12,11 @@
 //!
 //! A context's address may be another's after its death, so deaths are seen too.
 
-use profiler_common::{
-    CONTEXT_PREVIOUS, CONTEXT_VERSION, ContextKey, NO_FIELD, Stat, Target, context_use, flags, target_flags,
+use profiler_common::{ContextKey, NO_FIELD, Stat, Target, context_use, target_flags};
+use profiler_ebpf::{
+    context::{self, Here},
+    python,
 };
-use profiler_ebpf::{memory::Memory, python};
 
 use super::{
     maps::{CONTEXT_PROCESSES, CONTEXTS, TARGETS, TURNS, count, settings},
@@ -27,19 +28,10 @@ use super::{
 #[derive(Clone, Copy)]
 pub struct Turn {
     activation: u64,
-    /// The context in which it did, 0 = none was entered.
-    context: u64,
-    version: u64,
+    then: Here,
 }
 
-/// The context that a thread works in.
-#[derive(Clone, Copy)]
-struct Here {
-    context: u64,
-    version: u64,
-}
-
-/// Whether contexts of this process are followed; a value of [`context_use`] or 0.
+/// Whether contexts of this process are followed; bits of [`context_use`].
 #[inline(always)]
 fn followed(pid: u32) -> u32 {
     // SAFETY: a lookup; the value is copied at once.
@@ -58,10 +50,7 @@ fn here(target: &Target) -> Option<Here> {
     if state == 0 {
         return None;
     }
-    let at = state + u64::from(target.python.tstate_context);
-    const { assert!(CONTEXT_VERSION == 8) };
-    let (context, version) = Current.pair(at).ok()?;
-    Some(Here { context, version })
+    context::here(&Current, state, target.python.tstate_context).ok()
 }
 
 #[inline(always)]
@@ -69,36 +58,36 @@ fn key(pid: u32, address: u64) -> ContextKey {
     ContextKey { pid, reserved: 0, address }
 }
 
-/// [`flags::BY_CONTEXT`] if a request of the current process that begins now is told by contexts, else 0. `watched`: a flag
-/// of its connection. Like the next one it is a function of its own, and decides by itself, so that the verifier does not
-/// follow both ways through all of what calls it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn context_tells(watched: u64) -> u64 {
-    if watched != 0 && followed(ids().pid) != 0 { flags::BY_CONTEXT.into() } else { 0 }
+/// Whether a request of this process that begins now, on a connection that an event loop waits for, is told by contexts.
+#[inline(always)]
+pub fn tells(pid: u32) -> bool {
+    followed(pid) != 0
 }
 
 /// The current thread has received on a connection, which is of interest if an event loop waits for that (`watched` is
-/// not 0). The result says nothing.
+/// not 0). The result says nothing. Like [`super::connection::connection_begins`] it is a function of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn context_received(activation: u64, watched: u64) -> u64 {
     let ids = ids();
-    if watched == 0 || followed(ids.pid) == 0 {
+    let followed = followed(ids.pid);
+    if followed == 0 || watched == 0 {
         return 0;
     }
     // SAFETY: a lookup; used at once.
     let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
-    let Some(Here { context, version }) = here(target) else {
+    let Some(then) = here(target) else {
         // What was received before is over all the same.
         let _ = TURNS.remove(ids.tid);
         return 0;
     };
-    if TURNS.insert(ids.tid, Turn { activation, context, version }, 0).is_err() {
+    if TURNS.insert(ids.tid, Turn { activation, then }, 0).is_err() {
         count(Stat::ContextsFull);
         return 0;
     }
-    let _ = CONTEXT_PROCESSES.insert(ids.pid, context_use::USED, 0);
+    if followed & context_use::USED == 0 {
+        let _ = CONTEXT_PROCESSES.insert(ids.pid, followed | context_use::USED, 0);
+    }
     0
 }
 
@@ -111,11 +100,7 @@ fn owner_of(ids: Ids, here: Here) -> Option<u64> {
     }
     // SAFETY: as above.
     let turn = unsafe { TURNS.get(ids.tid) }.copied()?;
-    let same = here.version == turn.version && here.context == turn.context;
-    let entered = here.version == turn.version.wrapping_add(1)
-        && here.context != 0
-        && Current.word(here.context + CONTEXT_PREVIOUS).ok()? == turn.context;
-    if same || entered { Some(turn.activation) } else { None }
+    if context::in_turn(&Current, turn.then, here) { Some(turn.activation) } else { None }
 }
 
 /// What is known of the thread that is sampled.
@@ -130,7 +115,7 @@ pub enum Sampled {
 
 #[inline(always)]
 pub fn sampled(ids: Ids, target: &Target) -> Sampled {
-    if followed(ids.pid) != context_use::USED {
+    if followed(ids.pid) & context_use::USED == 0 {
         return Sampled::Unfollowed;
     }
     match here(target).and_then(|here| owner_of(ids, here)) {
@@ -143,7 +128,7 @@ pub fn sampled(ids: Ids, target: &Target) -> Sampled {
 #[inline(always)]
 pub fn copied(copy: u64) -> u32 {
     let ids = ids();
-    if copy == 0 || followed(ids.pid) != context_use::USED {
+    if copy == 0 || followed(ids.pid) & context_use::USED == 0 {
         return 0;
     }
     // SAFETY: a lookup; used at once.

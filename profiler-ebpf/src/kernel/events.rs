@@ -2,7 +2,9 @@
 //!
 //! A thread that waits for whatever event comes next while the request it began is open works on whatever that is: other
 //! requests, timers, background tasks. But an event loop inside a request (a view that runs one to its end, a client
-//! library) is part of the request. What tells them apart is whether the request's own connection is waited for.
+//! library) is part of the request. What tells them apart is the request's own connection: a loop's
+//! is waited for too, or at least does not block. (A thread's may not block either, where it has a timeout. Then a loop
+//! inside a request costs that request its samples, which is better than another's.)
 
 use profiler_common::connection_flags;
 
@@ -17,7 +19,8 @@ pub fn wait() -> u32 {
     // SAFETY: a live map value, and the entry of the current thread; the sampler uses other fields.
     let active = unsafe { &mut *active };
     let Some(conn) = Shared::of(active.key) else { return 0 };
-    if conn.activation() == active.activation && conn.is(connection_flags::WATCHED) {
+    let looped = connection_flags::WATCHED | connection_flags::NONBLOCKING;
+    if conn.activation() == active.activation && conn.is(looped) {
         interleaved_with(ids, active);
     }
     0

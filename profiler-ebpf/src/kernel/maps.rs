@@ -151,6 +151,8 @@ pub static SETTINGS: Settings = Settings {
         file_inode: 0,
         file_epoll: 0,
         file_epoll_list: 0,
+        file_flags: 0,
+        reserved: 0,
         inode_number: 0,
         inode_mode: 0,
     },

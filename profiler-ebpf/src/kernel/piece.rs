@@ -14,10 +14,10 @@ use profiler_ebpf::head::{
 
 use super::{
     boundary::interleaved,
-    connection::{Flow, Shared},
+    connection::{Flow, REPLACED, Shared, connection_begins},
     context,
-    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
-    task::{header, now, read_at_most, unique},
+    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TRANSFERS, count},
+    task::{header, ids, now, read_at_most, unique},
     transfer::Transfer,
 };
 
@@ -38,10 +38,19 @@ const SMALL: usize = 256;
 const MEDIUM: usize = 1024;
 const LARGE: usize = HEAD_MAX;
 
+/// What a piece needs to know of its transfer.
+#[derive(Clone, Copy)]
+pub struct Known {
+    /// See [`profiler_common::Data::entered`].
+    pub entered: u64,
+    /// A head ended earlier in it.
+    pub headed: bool,
+}
+
 /// Reports the piece at `address`, and returns how many of its `left` bytes it covered: fewer than all when another
 /// head follows, or an empty line in front of one. `last`: the transfer ends with this piece.
 #[inline(always)]
-pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, left: u64, last: bool) -> u64 {
+pub fn emit(flow: &Flow, conn: Shared, known: Known, address: u64, left: u64, last: bool) -> u64 {
     let mut words = [0u64; 3];
     read_first(&mut words, address, left);
     let first = words[0];
@@ -54,11 +63,11 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
             interleaved(flow);
             return left;
         }
-        let capture = match begin_in(flow, conn, transfer, &words, left, &mut bits) {
+        let capture = match begin_in(flow, conn, known, &words, left, &mut bits) {
             Begin::Capture => true,
             Begin::Pass => false,
             Begin::EmptyLine => {
-                emit_plain(flow, conn, transfer.entered, 2, bits, 0);
+                emit_plain(flow, conn, known.entered, 2, bits, 0);
                 return 2;
             }
             Begin::Other => {
@@ -85,15 +94,16 @@ pub fn emit(flow: &Flow, conn: Shared, transfer: &mut Transfer, address: u64, le
     };
     if address == 0 || !capture {
         let end = if flow.direction == DIR_OUT && address != 0 { address + left } else { 0 };
-        emit_plain_tail(flow, conn, transfer.entered, left, bits, 0, Tail::Before(end));
+        emit_plain_tail(flow, conn, known.entered, left, bits, 0, Tail::Before(end));
         return left;
     }
+    let how = How { bits, direction: flow.direction, source: flow.source, last }.pack();
     if left <= SMALL as u64 {
-        with_room::<SMALL>(flow, conn, transfer, address, left, first, bits, last)
+        capture_small(address, left, how)
     } else if left <= MEDIUM as u64 {
-        with_room::<MEDIUM>(flow, conn, transfer, address, left, first, bits, last)
+        capture_medium(address, left, how)
     } else {
-        with_room::<LARGE>(flow, conn, transfer, address, left, first, bits, last)
+        capture_large(address, left, how)
     }
 }
 
@@ -188,14 +198,7 @@ enum Begin {
 
 /// What incoming bytes mean for the connection.
 #[inline(always)]
-fn begin_in(
-    flow: &Flow,
-    conn: Shared,
-    transfer: &Transfer,
-    words: &[u64; 3],
-    left: u64,
-    bits: &mut u16,
-) -> Begin {
+fn begin_in(flow: &Flow, conn: Shared, known: Known, words: &[u64; 3], left: u64, bits: &mut u16) -> Begin {
     let first = words[0];
     if conn.is(connection_flags::UNSEEN) {
         *bits |= flags::UNSEEN_ACCEPT;
@@ -224,11 +227,12 @@ fn begin_in(
         conn.set_flags(conn.flags() | connection_flags::IGNORED);
         return Begin::Capture;
     }
-    if !conn.is_still(flow.fd) {
+    let told = connection_begins(flow.key);
+    if told == REPLACED {
         return Begin::Other;
     }
     // After a body that was not followed this may be more of the body: then it is not held.
-    let mut now_flags = if !in_body || transfer.headed != 0 {
+    let mut now_flags = if !in_body || known.headed {
         conn.flags() | connection_flags::HELD
     } else {
         conn.flags() & !connection_flags::HELD
@@ -239,7 +243,7 @@ fn begin_in(
         conn.set_out_state(connection_state::EXPECT);
         count(Stat::RequestsStarted);
         *bits |= flags::NEW_ACTIVATION;
-        *bits |= context::context_tells(watched(conn)) as u16 & flags::BY_CONTEXT;
+        *bits |= told as u16 & flags::BY_CONTEXT;
     }
     conn.set_flags(now_flags);
     conn.set_in_state(connection_state::HEAD);
@@ -402,19 +406,68 @@ fn read_tail(record: &mut Data, end: u64, length: u64) {
     }
 }
 
-/// Captures the head at `address` into a record with `ROOM` bytes.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "it is inlined, and one idea with `emit`")]
-fn with_room<const ROOM: usize>(
-    flow: &Flow,
-    conn: Shared,
-    transfer: &mut Transfer,
-    address: u64,
-    left: u64,
-    first: u64,
+/// What is captured, besides its place.
+struct How {
+    /// Of the record's flags.
     bits: u16,
+    direction: u16,
+    /// See [`Flow::source`].
+    source: u16,
+    /// The transfer ends with it.
     last: bool,
-) -> u64 {
+}
+
+impl How {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let Self { bits, direction, source, last } = self;
+        u64::from(bits) | u64::from(direction) << 16 | u64::from(source) << 32 | u64::from(last) << 48
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Self {
+        Self {
+            bits: packed as u16,
+            direction: (packed >> 16) as u16,
+            source: (packed >> 32) as u16,
+            last: packed >> 48 != 0,
+        }
+    }
+}
+
+// Functions of their own, which the verifier checks by themselves: they are the largest part of what looks at a transfer,
+// and would be checked anew for each way that leads to them.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_small(address: u64, left: u64, how: u64) -> u64 {
+    capture::<SMALL>(address, left, how)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_medium(address: u64, left: u64, how: u64) -> u64 {
+    capture::<MEDIUM>(address, left, how)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_large(address: u64, left: u64, how: u64) -> u64 {
+    capture::<LARGE>(address, left, how)
+}
+
+/// Captures the head at `address`, of the current thread's transfer, into a record with `ROOM` bytes. How many of its
+/// `left` bytes it covers, as [`emit`].
+#[inline(always)]
+fn capture<const ROOM: usize>(address: u64, left: u64, how: u64) -> u64 {
+    let How { bits, direction, source, last } = How::unpack(how);
+    let ids = ids();
+    let Some(transfer) = TRANSFERS.get_ptr_mut(ids.tid) else { return left };
+    // SAFETY: a live map value, which only programs of the current thread use; the caller does not hold on to it.
+    let transfer = unsafe { &mut *transfer };
+    let flow = &Flow::new(ids, transfer.fd, direction, source);
+    let Some(conn) = Shared::of(flow.key) else { return left };
+    let first = first_bytes(address, left);
     let incoming = flow.direction == DIR_IN;
     let lost = conn.lost();
     let Some(mut slot) = EVENTS.reserve::<Captured<ROOM>>(0) else {

@@ -89,6 +89,7 @@ pub struct Opened {
     pub socket: bool,
     /// An epoll instance waits for it, or it cannot be told.
     pub watched: bool,
+    pub nonblocking: bool,
 }
 
 /// What a descriptor of the current process leads to at this moment; `None` where nothing does, or it cannot be told.
@@ -96,6 +97,7 @@ pub struct Opened {
 pub fn opened(fd: u32) -> Option<Opened> {
     const FORMAT: u16 = 0o170_000;
     const SOCKET: u16 = 0o140_000;
+    const NONBLOCK: u32 = 0o4000;
     let at = settings().kernel;
     if at.valid == 0 {
         return None;
@@ -113,7 +115,8 @@ pub fn opened(fd: u32) -> Option<Opened> {
     let inode: u64 = read_kernel(file, at.file_inode).ok()?;
     let number = read_kernel(inode, at.inode_number).ok()?;
     let mode: u16 = read_kernel(inode, at.inode_mode).ok()?;
-    Some(Opened { inode, number, socket: mode & FORMAT == SOCKET, watched: watched(file) })
+    let nonblocking = read_kernel::<u32>(file, at.file_flags).ok()? & NONBLOCK != 0;
+    Some(Opened { inode, number, socket: mode & FORMAT == SOCKET, watched: watched(file), nonblocking })
 }
 
 /// Whether an epoll instance waits for this `struct file` (fs/eventpoll.c, `attach_epitem` and its reverse).

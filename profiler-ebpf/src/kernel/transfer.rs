@@ -11,7 +11,7 @@ use super::{
     call::{Buffers, Source},
     connection::{Flow, Shared},
     maps::{TRANSFERS, count},
-    piece,
+    piece::{self, Known},
     task::{Current, ids, read_user},
 };
 
@@ -42,7 +42,7 @@ pub struct Transfer {
     /// Of elements put together: bytes, and the last eight of them.
     pub together: u64,
     pub tail: u64,
-    fd: u32,
+    pub fd: u32,
     /// 1: a head ended earlier in it, so what follows that looks like one is one.
     pub headed: u32,
 }
@@ -121,10 +121,10 @@ pub fn step_out<S: Source>(ctx: &S) -> u32 {
 #[inline(always)]
 fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
     let ids = ids();
-    let Some(transfer) = TRANSFERS.get_ptr_mut(ids.tid) else { return 0 };
+    let Some(entry) = TRANSFERS.get_ptr_mut(ids.tid) else { return 0 };
     // SAFETY: a live map value. Only programs of the current thread use and remove this entry, and they run one after
     // the other; it is not used behind `over`.
-    let transfer = unsafe { &mut *transfer };
+    let transfer = unsafe { &mut *entry };
     let flow = Flow::new(ids, transfer.fd, direction, S::MARK);
     let Some(conn) = Shared::of(flow.key) else { return over(&flow) };
     let total = transfer.total;
@@ -161,7 +161,11 @@ fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
         }
     };
     if left > 0 {
-        let covered = piece::emit(&flow, conn, transfer, address, left, left == left_total);
+        let known = Known { entered: transfer.entered, headed: transfer.headed != 0 };
+        let covered = piece::emit(&flow, conn, known, address, left, left == left_total);
+        // What captures a head has used the entry too.
+        // SAFETY: as above.
+        let transfer = unsafe { &mut *entry };
         transfer.offset = done + covered;
         transfer.element_offset += covered;
         if covered >= element_left {
@@ -173,7 +177,8 @@ fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
         transfer.element += 1;
         transfer.element_offset = 0;
     }
-    next(ctx, &flow, conn, transfer)
+    // SAFETY: as above.
+    next(ctx, &flow, conn, unsafe { &*entry })
 }
 
 /// Goes through elements that begin no head. All state is in memory, so that the verifier sees each turn begin alike.

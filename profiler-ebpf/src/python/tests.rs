@@ -89,6 +89,8 @@ const PY311: PythonOffsets = PythonOffsets {
     code_bytecode: 184,
     entry_mode: ENTRY_FLAG,
     lasti_unit: 0,
+    tstate_context: 224,
+    reserved: [0; 3],
 };
 
 fn two_frames() -> Fake {
@@ -138,6 +140,8 @@ const PY310: PythonOffsets = PythonOffsets {
     code_bytecode: 0,
     entry_mode: ENTRY_EVERY,
     lasti_unit: 2,
+    tstate_context: 240,
+    reserved: [0; 3],
 };
 
 /// Offsets of 3.14, from Include/internal/pycore_interpframe_structs.h and Include/cpython/code.h.
@@ -155,6 +159,8 @@ const PY314: PythonOffsets = PythonOffsets {
     code_bytecode: 208,
     entry_mode: ENTRY_OWNER,
     lasti_unit: 0,
+    tstate_context: 208,
+    reserved: [0; 3],
 };
 
 #[test]

@@ -13,13 +13,18 @@ use crate::process::sites::{self, Reason};
 /// `PyTypeObject.tp_dealloc` (Include/cpython/object.h): the same in 3.8 to 3.14.
 pub(super) const TP_DEALLOC: u64 = 48;
 
-/// Why it is not seen when code objects die.
+/// An extension of gevent's.
+const GEVENT: &str = "_gevent_cgreenlet.";
+
+/// Why it is not seen when code objects or contexts die.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSite {
     #[error(transparent)]
     Python(#[from] PythonError),
     #[error("the process runs no interpreter whose types of code objects and contexts are exported")]
     NoType,
+    #[error("gevent is loaded, and its greenlets share contexts: its requests have no samples")]
+    Greenlets,
     #[error("what frees code objects or contexts lies in no file that the process maps")]
     NoFile,
     #[error("its file lies on a file system in user space, which could make the kernel wait")]
@@ -56,6 +61,9 @@ pub struct ContextSites {
 /// Finds them.
 pub fn contexts(pid: u32) -> Result<ContextSites, NoSite> {
     let maps = Maps::read(pid).map_err(|_| NoSite::NoType)?;
+    if maps.iter().any(|m| m.executable && m.file_name().starts_with(GEVENT)) {
+        return Err(NoSite::Greenlets);
+    }
     let found = locate(pid, &maps)?.ok_or(NoSite::NoType)?;
     let (kind, copy) = found.context_type.zip(found.context_copy).ok_or(NoSite::NoType)?;
     let (elf, vaddr) = file_of(pid, &maps, copy)?;
