@@ -90,7 +90,7 @@ pub mod flags {
     pub const UNKNOWN_CODE: u16 = 1 << 10;
     /// Data and accept: seen at the system call, and not in a library.
     pub const BY_SYSCALL: u16 = 1 << 11;
-    /// Data: the request that begins here is served by an event loop whose contexts are followed. Sample: its activation
-    /// is that of the context that the thread worked in.
+    /// Data: the request that begins here is served by an event loop whose contexts are followed; of its later records and its
+    /// connection's close, a context was made for it. Sample: its activation is that of the context that the thread worked in.
     pub const BY_CONTEXT: u16 = 1 << 12;
 }

@@ -209,6 +209,8 @@ pub mod connection_flags {
     pub const WATCHED: u8 = 1 << 4;
     /// Its socket did not block then, so a loop may serve it that asks before it waits (gevent, trio).
     pub const NONBLOCKING: u8 = 1 << 5;
+    /// Something that works for its latest request was begun in a context of its own.
+    pub const CONTEXTS: u8 = 1 << 6;
 }
 
 /// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.

@@ -64,6 +64,8 @@ pub(super) struct Request {
     pub(super) by_context: bool,
     /// Then the kernel side's marks of it, nearly always one.
     pub(super) marks: Vec<u64>,
+    /// And whether anything was begun for it in a context of its own. If not, who works for it is not known.
+    pub(super) has_contexts: bool,
 }
 
 /// A finished request whose tail may go on.
@@ -119,7 +121,10 @@ impl Engine {
             Event::Data { data, captured } => {
                 let begins = data.header.flags & flags::NEW_ACTIVATION != 0;
                 self.beginning = begins.then_some(data.activation);
-                self.by_context = data.header.flags & flags::BY_CONTEXT != 0;
+                self.by_context = begins && data.header.flags & flags::BY_CONTEXT != 0;
+                if !begins && data.header.flags & flags::BY_CONTEXT != 0 {
+                    self.has_contexts(data.conn, data.activation);
+                }
                 self.data(data, captured, sink);
                 // Nothing came of it. Should it turn out to be one after all, that counts as pipelined.
                 self.counters.requests_discarded += u64::from(self.beginning.take().is_some());
@@ -132,6 +137,12 @@ impl Engine {
                 sink(Output::Process(ProcessEvent::Accepted { pid: header.pid }));
             }
             Event::Close(header, conn) => {
+                if header.flags & flags::BY_CONTEXT != 0 {
+                    let open = self.conn((conn.pid, conn.fd)).map(|conn| conn.requests.clone());
+                    for (_, key) in open.unwrap_or_default() {
+                        self.open.entry(key).and_modify(|request| request.has_contexts = true);
+                    }
+                }
                 self.close(*conn, header, sink);
                 // A close ends the tail of what its thread did on the connection.
                 let thread = self.threads.get(&header.tid);
@@ -405,8 +416,18 @@ impl Engine {
             overlapped: false,
             by_context,
             marks,
+            has_contexts: false,
         };
         self.open.insert(key, request);
+    }
+
+    /// Something works for this request in a context of its own.
+    fn has_contexts(&mut self, conn: ConnId, activation: u64) {
+        if let Some(key) = self.marked.get(&(conn.pid, activation))
+            && let Some(request) = self.open.get_mut(key)
+        {
+            request.has_contexts = true;
+        }
     }
 
     /// Samples with these marks are no open request's any more.
@@ -450,9 +471,11 @@ impl Engine {
         // That profiling stopped says nothing against what was seen until then.
         let stopped = exchange.note == Some(http::note::STOPPED);
         let unanswered = exchange.first_out.is_none() && actor != exchange.tid && !stopped;
-        let by_context = self.open.get(&key).is_some_and(|request| request.by_context);
+        let request = self.open.get(&key);
+        let by_context = request.is_some_and(|request| request.by_context);
+        let untold = request.is_some_and(|request| request.by_context && !request.has_contexts);
         let passed_on = !by_context && (exchange.handoff || unanswered);
-        if passed_on || (exchange.outcome == Outcome::Incomplete && !stopped) {
+        if passed_on || untold || (exchange.outcome == Outcome::Incomplete && !stopped) {
             self.revoke(key, sink);
         }
         let Some(request) = self.open.remove(&key) else { return };

@@ -456,7 +456,7 @@ impl Manager {
         let (boundary, calls) = self.attach_boundary(pid, program.as_ref(), &maps);
         let Found { mut target, runtime, interpreter_stacks, settled } =
             runtime::examine(pid, program.as_ref(), &maps);
-        let attribution = runtime::attribution(&runtime);
+        let attribution = runtime::attribution(&runtime, &maps);
         if !attribution.works {
             // Whose they are nobody could tell.
             target.flags &= !target_flags::SAMPLE;

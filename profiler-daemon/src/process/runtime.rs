@@ -61,11 +61,16 @@ fn other_runtime(program: Option<&Program>, maps: &Maps) -> Runtime {
 }
 
 /// How it is known which request a thread of this runtime works on.
-pub fn attribution(runtime: &Runtime) -> Feature {
+pub fn attribution(runtime: &Runtime, maps: &Maps) -> Feature {
+    let gevent = || maps.iter().any(|m| m.executable && m.file_name().starts_with(python::GEVENT));
     match runtime.name {
         "go" => Feature::missing(
             "Go moves goroutines between threads, which is not followed: its requests have no stacks",
         ),
-        _ => Feature::works("thread"),
+        "python" if gevent() => Feature::missing(
+            "gevent switches greenlets on one thread, which is not followed: its requests have no stacks",
+        ),
+        "python" => Feature::works("by thread; by context where asyncio or uvloop serves"),
+        _ => Feature::works("by thread"),
     }
 }

@@ -381,11 +381,7 @@ pub fn close<S: Source>(ctx: &S) -> u32 {
     let Some((ids, call)) = made(ctx) else { return 0 };
     let flow = Flow::new(ids, call.fd(), DIR_IN, S::MARK);
     let Some(conn) = Shared::of(flow.key) else { return 0 };
-    let (generation, missing, silent) = (conn.generation(), conn.lost(), conn.unproven());
-    let _ = CONNECTIONS.remove(flow.key);
     deactivate(ids.tid, flow.key);
-    if !silent {
-        piece::emit_close(&flow, generation, missing);
-    }
+    piece::closed(&flow, conn);
     0
 }

@@ -12,13 +12,14 @@
 //!
 //! A context's address may be another's after its death, so deaths are seen too.
 
-use profiler_common::{ContextKey, NO_FIELD, Stat, Target, context_use, target_flags};
+use profiler_common::{ContextKey, NO_FIELD, Stat, Target, connection_flags, context_use, target_flags};
 use profiler_ebpf::{
     context::{self, Here},
     python,
 };
 
 use super::{
+    connection::Shared,
     maps::{CONTEXT_PROCESSES, CONTEXTS, TARGETS, TURNS, count, settings},
     task::{Current, Ids, ids, read_kernel, task},
 };
@@ -28,6 +29,8 @@ use super::{
 #[derive(Clone, Copy)]
 pub struct Turn {
     activation: u64,
+    /// The connection's.
+    key: u64,
     then: Here,
 }
 
@@ -68,7 +71,7 @@ pub fn tells(pid: u32) -> bool {
 /// not 0). The result says nothing. Like [`super::connection::connection_begins`] it is a function of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn context_received(activation: u64, watched: u64) -> u64 {
+pub extern "C" fn context_received(activation: u64, connection: u64, watched: u64) -> u64 {
     let ids = ids();
     let followed = followed(ids.pid);
     if followed == 0 || watched == 0 {
@@ -81,7 +84,7 @@ pub extern "C" fn context_received(activation: u64, watched: u64) -> u64 {
         let _ = TURNS.remove(ids.tid);
         return 0;
     };
-    if TURNS.insert(ids.tid, Turn { activation, then }, 0).is_err() {
+    if TURNS.insert(ids.tid, Turn { activation, key: connection, then }, 0).is_err() {
         count(Stat::ContextsFull);
         return 0;
     }
@@ -91,16 +94,22 @@ pub extern "C" fn context_received(activation: u64, watched: u64) -> u64 {
     0
 }
 
-/// The activation that a thread works for here.
+/// Whom a thread works for.
+struct Owner {
+    activation: u64,
+    /// The connection's key, if it has only just received that; else 0.
+    received: u64,
+}
+
 #[inline(always)]
-fn owner_of(ids: Ids, here: Here) -> Option<u64> {
+fn owner_of(ids: Ids, here: Here) -> Option<Owner> {
     // SAFETY: a lookup; the value is copied at once.
     if let Some(owner) = unsafe { CONTEXTS.get(key(ids.pid, here.context)) } {
-        return Some(*owner);
+        return Some(Owner { activation: *owner, received: 0 });
     }
     // SAFETY: as above.
-    let turn = unsafe { TURNS.get(ids.tid) }.copied()?;
-    if context::in_turn(&Current, turn.then, here) { Some(turn.activation) } else { None }
+    let Turn { activation, key, then } = unsafe { TURNS.get(ids.tid) }.copied()?;
+    if context::in_turn(&Current, then, here) { Some(Owner { activation, received: key }) } else { None }
 }
 
 /// What is known of the thread that is sampled.
@@ -119,7 +128,7 @@ pub fn sampled(ids: Ids, target: &Target) -> Sampled {
         return Sampled::Unfollowed;
     }
     match here(target).and_then(|here| owner_of(ids, here)) {
-        Some(activation) => Sampled::Owned(activation),
+        Some(owner) => Sampled::Owned(owner.activation),
         None => Sampled::Nobodys,
     }
 }
@@ -134,8 +143,15 @@ pub fn copied(copy: u64) -> u32 {
     // SAFETY: a lookup; used at once.
     let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
     let Some(owner) = here(target).and_then(|here| owner_of(ids, here)) else { return 0 };
-    if CONTEXTS.insert(key(ids.pid, copy), owner, 0).is_err() {
+    if CONTEXTS.insert(key(ids.pid, copy), owner.activation, 0).is_err() {
         count(Stat::ContextsFull);
+        return 0;
+    }
+    if owner.received != 0
+        && let Some(conn) = Shared::of(owner.received)
+        && conn.activation() == owner.activation
+    {
+        conn.set_flags(conn.flags() | connection_flags::CONTEXTS);
     }
     0
 }

@@ -77,7 +77,7 @@ pub fn emit(flow: &Flow, conn: Shared, known: Known, address: u64, left: u64, la
         };
         // Where a request begins, its record comes first.
         if bits & flags::NEW_ACTIVATION == 0 {
-            context::context_received(conn.activation(), watched(conn));
+            context::context_received(conn.activation(), flow.key, watched(conn));
         }
         capture
     } else {
@@ -255,19 +255,25 @@ fn begin_in(flow: &Flow, conn: Shared, known: Known, words: &[u64; 3], left: u64
 /// The connection's descriptor has become another file's, and no `close` was seen. After this its entry is gone.
 #[inline(always)]
 fn closed_unseen(flow: &Flow, conn: Shared) {
-    let silent = conn.unproven();
-    let (generation, missing) = (conn.generation(), conn.lost());
+    closed(flow, conn);
+}
+
+/// The connection is over: its entry goes, and the daemon is told.
+#[inline(always)]
+pub fn closed(flow: &Flow, conn: Shared) {
+    let (silent, generation, missing, bits) =
+        (conn.unproven(), conn.generation(), conn.lost(), contexts(conn));
     let _ = CONNECTIONS.remove(flow.key);
     if !silent {
-        emit_close(flow, generation, missing);
+        emit_close(flow, generation, missing, bits);
     }
 }
 
 /// Tells that a connection is over.
 #[inline(always)]
-pub fn emit_close(flow: &Flow, generation: u64, missing: u32) {
+fn emit_close(flow: &Flow, generation: u64, missing: u32, bits: u16) {
     let mut head = header(Kind::Close, flow.ids, now());
-    head.lost = missing;
+    (head.lost, head.flags) = (missing, bits);
     match EVENTS.reserve::<Close>(0) {
         Some(mut slot) => {
             slot.write(Close { header: head, conn: ConnId { generation, pid: flow.ids.pid, fd: flow.fd } });
@@ -294,11 +300,19 @@ fn activate(flow: &Flow, conn: Shared, bits: u16) {
     if ACTIVE.insert(flow.ids.tid, active, 0).is_err() {
         count(Stat::ActiveFull);
     }
-    context::context_received(activation, u64::from(told));
+    context::context_received(activation, flow.key, u64::from(told));
 }
 
-/// Makes of the one flag the other without a branch.
+/// These make of one flag another without a branch.
 const BY_CONTEXT_UNIT: u32 = 1 << 11;
+const CONTEXTS_UNIT: u16 = 1 << 6;
+
+/// [`flags::BY_CONTEXT`] if a context was made for the connection's latest request.
+#[inline(always)]
+fn contexts(conn: Shared) -> u16 {
+    const { assert!(connection_flags::CONTEXTS as u16 * CONTEXTS_UNIT == flags::BY_CONTEXT) };
+    u16::from(conn.flags() & connection_flags::CONTEXTS) * CONTEXTS_UNIT
+}
 
 /// Not 0 if an event loop may wait for the connection.
 #[inline(always)]
@@ -328,7 +342,7 @@ fn samples_lost(flow: &Flow, activation: u64) -> u32 {
 #[inline(always)]
 fn data(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, lost: u32) -> Data {
     let mut head = header(Kind::Data, flow.ids, now());
-    head.flags = bits | flow.source;
+    head.flags = bits | flow.source | contexts(conn);
     head.lost = lost;
     let activation = conn.activation();
     Data {

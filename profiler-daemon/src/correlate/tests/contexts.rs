@@ -77,6 +77,16 @@ fn threads_and_loops_do_not_mix() {
     stage.gives(&["/loop Complete 4 after 0", "/thread Complete 2 after 0"]);
 }
 
+/// The client hangs up: what was done until then was done for it.
+#[test]
+fn an_unanswered_request_keeps_its_own() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).looped(1, 10, 5, "/a");
+    let mark = stage.mark_of(1, 5);
+    stage.in_context(1, 10, mark, 3).close(1, 10, 5).in_context(1, 10, mark, 2).wait(1_000_000_000);
+    stage.gives(&["/a Aborted 3 after 2"]);
+}
+
 /// The same pid and mark in another process, and connections that go without a word.
 #[test]
 fn marks_are_a_process_s_own_and_end_with_it() {
@@ -85,6 +95,19 @@ fn marks_are_a_process_s_own_and_end_with_it() {
     let mark = stage.mark_of(1, 5);
     stage.in_context(2, 30, mark, 2).in_context(1, 10, mark, 1);
     stage.exit(1, 10, 0).in_context(1, 10, mark, 2).wait(1_000_000_000);
-    stage.gives(&["/a Exit 1 after 0"]);
+    stage.gives(&["/a Exit none"]);
     assert!(stage.engine.marked.is_empty(), "{:?}", stage.engine.marked);
+}
+
+/// One task serves all of a connection's requests: what it does between the first byte and the last is in no context that
+/// was made for them.
+#[test]
+fn without_a_context_of_its_own_a_request_has_no_samples() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).looped_by_one_task(1, 10, 5, "/a");
+    let mark = stage.mark_of(1, 5);
+    stage.in_context(1, 10, mark, 2).output(1, 10, 5, OK).in_context(1, 10, mark, 1).wait(1_000_000_000);
+    stage.looped(1, 10, 5, "/b").output(1, 10, 5, OK).wait(1_000_000_000);
+    stage.gives(&["/a Complete none", "/b Complete 0 after 0"]);
+    assert_eq!(stage.counters().samples_revoked, 2);
 }

@@ -1,6 +1,6 @@
 //! An engine, a clock, and the part of the kernel side that marks threads: events in, what came of them out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use profiler_common::{ConnId, DIR_IN, DIR_OUT, Data, Header, Sample, flags};
 
@@ -22,6 +22,8 @@ pub struct Stage {
     /// The marks of connections and threads.
     begun: HashMap<(u32, u32), u64>,
     active: HashMap<u32, u64>,
+    /// Connections for whose latest request a context was made.
+    told: HashSet<(u32, u32)>,
     /// Numbers of the samples of each request, as attributed.
     pub samples: BTreeMap<RequestKey, Vec<u64>>,
     pub finished: Vec<Finished>,
@@ -112,6 +114,7 @@ impl Stage {
     pub fn close(&mut self, pid: u32, tid: u32, fd: u32) -> &mut Self {
         let mut header = self.header(pid, tid);
         header.lost = self.missing.remove(&(pid, fd)).unwrap_or_default();
+        header.flags = if self.told.contains(&(pid, fd)) { flags::BY_CONTEXT } else { 0 };
         let conn = self.connection(pid, fd);
         self.event(&Event::Close(header, conn))
     }
@@ -222,7 +225,8 @@ impl Stage {
 
     /// A write whose thread did not wait, `entered` at this time.
     pub fn output_entered(&mut self, pid: u32, tid: u32, fd: u32, bytes: &str, entered: u64) -> &mut Self {
-        let data = Data { entered, ..self.data(pid, tid, fd, true, bytes, 0) };
+        let bits = if self.told.contains(&(pid, fd)) { flags::BY_CONTEXT } else { 0 };
+        let data = Data { entered, ..self.data(pid, tid, fd, true, bytes, bits) };
         let head = bytes.starts_with("HTTP/1.1 ");
         let end = bytes.find("\r\n\r\n").map_or(bytes.len(), |at| at + 4);
         let captured = if head { &bytes.as_bytes()[..end] } else { &[] };
@@ -272,8 +276,16 @@ impl Stage {
 
     /// A request on a connection that an event loop waits for.
     pub fn looped(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        self.told.insert((pid, fd));
         let bits = flags::NEW_ACTIVATION | flags::HEAD_END | flags::BY_CONTEXT;
         self.input(pid, tid, fd, &GET.replace("PATH", path), bits)
+    }
+
+    /// The same where no context is made for the request.
+    pub fn looped_by_one_task(&mut self, pid: u32, tid: u32, fd: u32, path: &str) -> &mut Self {
+        self.looped(pid, tid, fd, path);
+        self.told.remove(&(pid, fd));
+        self
     }
 
     /// The mark of what a connection received last.

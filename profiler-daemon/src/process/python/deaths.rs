@@ -14,7 +14,7 @@ use crate::process::sites::{self, Reason};
 pub(super) const TP_DEALLOC: u64 = 48;
 
 /// An extension of gevent's.
-const GEVENT: &str = "_gevent_cgreenlet.";
+pub const GEVENT: &str = "_gevent_cgreenlet.";
 
 /// Why it is not seen when code objects or contexts die.
 #[derive(Debug, thiserror::Error)]
