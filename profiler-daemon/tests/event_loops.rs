@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use support::http::{Client, Exchange};
-use support::interpreters::{self, Interpreter};
+use support::interpreters;
 use support::process::{Group, free_port};
 use support::{Daemon, Python, skip, wait_for};
 
@@ -110,10 +110,8 @@ fn check(test: &str, version: &'static str) {
     if !support::can_run(test) {
         return;
     }
-    match interpreters::of_version(version) {
-        Ok(builds) => builds.iter().for_each(|build: &Interpreter| {
-            compare(&build.name(), build.command(), "asyncio");
-        }),
+    match support::first_build(version) {
+        Ok(build) => compare(&build.name(), build.command(), "asyncio"),
         Err(reason) => skip(test, reason),
     }
 }
