@@ -73,6 +73,9 @@ pub struct PythonOffsets {
 pub const CONTEXT_VERSION: u64 = 8;
 /// `PyContext.ctx_prev`: the context from which this one was entered (in all versions).
 pub const CONTEXT_PREVIOUS: u64 = 16;
+/// `PyContext.ctx_entered`, an `int`: 1 while a thread is in it by `Context.run` and its kin; 0 in one that a thread was
+/// given because it had none (in all versions).
+pub const CONTEXT_ENTERED: u64 = 40;
 
 impl PythonOffsets {
     /// Whether the thread state points at the current frame itself, and not by way of `cframe`: that of 3.10, where frames
@@ -123,6 +126,8 @@ pub mod context_use {
     pub const READY: u32 = 1 << 0;
     /// An event loop of it has received on a connection.
     pub const USED: u32 = 1 << 1;
+    /// Its event loop reads first and enters a context then (uvloop).
+    pub const READS_FIRST: u32 = 1 << 2;
 }
 
 /// A field that this version does not have.

@@ -79,7 +79,11 @@ fn load(port: u16, routes: &[&str]) -> Vec<Exchange> {
                     let ask = |round: usize| {
                         let route = routes[(round + client) % routes.len()];
                         let target = format!("/{route}/{}", client * ROUNDS + round);
-                        connection.request("GET", &target, b"").unwrap_or_else(|e| panic!("{target}: {e}"))
+                        // Large enough that a loop stops reading, and goes on in the request's own context.
+                        let body = vec![b'x'; if round % 5 == 1 { 200_000 } else { 0 }];
+                        let method = if body.is_empty() { "GET" } else { "POST" };
+                        let answer = connection.request(method, &target, &body);
+                        answer.unwrap_or_else(|e| panic!("{target}: {e}"))
                     };
                     (0..ROUNDS).map(ask).collect::<Vec<_>>()
                 })

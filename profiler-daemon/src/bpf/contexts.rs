@@ -10,18 +10,25 @@ use super::boundary::Links;
 use super::resident::{Kind, Worth, put};
 use super::{ContextKeyValue, HashOf};
 use crate::process::identity::ProcessKey;
-use crate::process::patience::{FILES, PATIENCE};
+use crate::process::maps::Maps;
+use crate::process::patience::{FILES, MEMORY, PATIENCE};
 use crate::process::python::{self, ContextSites};
 
 /// See the module.
 pub struct Contexts {
     processes: HashOf<u32, u32>,
     owners: HashOf<ContextKeyValue, u64>,
+    checks: u32,
 }
+
+/// One of so many looks at a process, one each second, is at what it has loaded.
+const LOOK_EVERY: u32 = 4;
+/// Only where there is an entry (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
 
 impl Contexts {
     pub fn new(processes: HashOf<u32, u32>, owners: HashOf<ContextKeyValue, u64>) -> Self {
-        Self { processes, owners }
+        Self { processes, owners, checks: 0 }
     }
 }
 
@@ -36,18 +43,31 @@ impl Kind for Contexts {
     fn install(&mut self, object: &mut Ebpf, process: ProcessKey, links: &mut Links) -> Result<(), String> {
         let pid = process.pid;
         let sites = PATIENCE.ask(pid, FILES, move || python::contexts(pid).map_err(|e| e.to_string()));
-        let ContextSites { copy, death } = sites.map_err(|e| e.to_string())??;
+        let ContextSites { copy, death, reads_first } = sites.map_err(|e| e.to_string())??;
         // Deaths first: what is remembered of a context must not outlive it.
         put(object, "context_death", &death, process, links)?;
         put(object, "context_copied", &copy, process, links)?;
-        self.processes.insert(pid, context_use::READY, 0).map_err(|_| "there is no room")?;
+        let kind = context_use::READY | if reads_first { context_use::READS_FIRST } else { 0 };
+        self.processes.insert(pid, kind, 0).map_err(|_| "there is no room")?;
         Ok(())
     }
 
     fn check(&mut self, pid: u32) -> Worth {
-        match self.processes.get(&pid, 0) {
-            Ok(_) => Worth::Kept,
-            Err(_) => Worth::Gone,
+        let Ok(kind) = self.processes.get(&pid, 0) else { return Worth::Gone };
+        self.checks = self.checks.wrapping_add(1);
+        // What a process loads decides how its loop is read, and it may have loaded it since.
+        if kind & context_use::READS_FIRST != 0 || !(self.checks ^ pid).is_multiple_of(LOOK_EVERY) {
+            return Worth::Kept;
+        }
+        let Ok(Ok(maps)) = PATIENCE.ask(pid, MEMORY, move || Maps::read(pid)) else { return Worth::Kept };
+        match python::reads_first(&maps) {
+            Ok(false) => Worth::Kept,
+            // The kernel side may have taken it away this moment.
+            Ok(true) => match self.processes.insert(pid, kind | context_use::READS_FIRST, BPF_EXIST) {
+                Ok(()) => Worth::Kept,
+                Err(_) => Worth::Gone,
+            },
+            Err(reason) => Worth::TooDear(reason.to_string()),
         }
     }
 

@@ -47,7 +47,7 @@ pub enum Worth {
     Kept,
     /// The kernel side has taken the process's entry away, because it ended or runs another program.
     Gone,
-    /// They cost more than they are worth, for this reason.
+    /// They cost more than they are worth, or tell nothing, for this reason.
     TooDear(String),
 }
 

@@ -31,6 +31,9 @@ const THREAD_IDLE: u64 = 60_000_000_000;
 /// Between two attempts to make room, ns: each looks at every thread.
 const PRUNE_EVERY: u64 = 1_000_000_000;
 
+/// Marks of one request: pieces of its body that read like a request line while it is answered already get one each.
+const MARKS_MAX: usize = 64;
+
 /// Errors after which a connection carries nothing more.
 const ENDED: [i32; 6] =
     [libc::EPIPE, libc::ECONNRESET, libc::ECONNABORTED, libc::ETIMEDOUT, libc::ENOTCONN, libc::EBADF];
@@ -40,6 +43,8 @@ pub(super) struct Conn {
     pub(super) generation: u64,
     pub(super) machine: Connection,
     pub(super) boundary: Boundary,
+    /// The mark that the kernel side made last for this connection, and whether contexts tell who works for it.
+    begun: (u64, bool),
     /// Open requests by the machine's number; nearly always one.
     pub(super) requests: Vec<(u64, RequestKey)>,
     /// The request that was finished last.
@@ -95,8 +100,6 @@ pub struct Engine {
     pub(super) pruned: u64,
     /// The mark of the record at hand, if the kernel side counted a request for it and none was announced yet.
     pub(super) beginning: Option<u64>,
-    /// The request that begins with the record at hand is told by contexts.
-    by_context: bool,
     /// Events of a connection's machine, collected before they are acted upon; here to keep its allocation.
     scratch: Vec<Found>,
 }
@@ -121,7 +124,6 @@ impl Engine {
             Event::Data { data, captured } => {
                 let begins = data.header.flags & flags::NEW_ACTIVATION != 0;
                 self.beginning = begins.then_some(data.activation);
-                self.by_context = begins && data.header.flags & flags::BY_CONTEXT != 0;
                 if !begins && data.header.flags & flags::BY_CONTEXT != 0 {
                     self.has_contexts(data.conn, data.activation);
                 }
@@ -138,8 +140,9 @@ impl Engine {
             }
             Event::Close(header, conn) => {
                 if header.flags & flags::BY_CONTEXT != 0 {
-                    let open = self.conn((conn.pid, conn.fd)).map(|conn| conn.requests.clone());
-                    for (_, key) in open.unwrap_or_default() {
+                    let known =
+                        self.conn((conn.pid, conn.fd)).filter(|known| known.generation == conn.generation);
+                    for (_, key) in known.map(|known| known.requests.clone()).unwrap_or_default() {
                         self.open.entry(key).and_modify(|request| request.has_contexts = true);
                     }
                 }
@@ -221,7 +224,15 @@ impl Engine {
         }
         let boundary = if bits & flags::BY_SYSCALL != 0 { Boundary::Syscall } else { Boundary::Uprobe };
         let generation = id.generation;
-        let conn = Conn { generation, machine, boundary, requests: Vec::new(), last: None, missing: false };
+        let conn = Conn {
+            generation,
+            machine,
+            boundary,
+            begun: (0, false),
+            requests: Vec::new(),
+            last: None,
+            missing: false,
+        };
         if self.connections.entry(id.pid).or_default().insert(id.fd, conn).is_none() {
             self.connection_count += 1;
         }
@@ -244,6 +255,11 @@ impl Engine {
             }
         }
         let header = &data.header;
+        if header.flags & flags::NEW_ACTIVATION != 0
+            && let Some(conn) = self.conn(place)
+        {
+            conn.begun = (data.activation, header.flags & flags::BY_CONTEXT != 0);
+        }
         if data.samples_lost > 0 {
             self.samples_lost(place, header.tid, data);
         }
@@ -316,8 +332,12 @@ impl Engine {
                         let request = self.open.get_mut(&key);
                         let tid = request.as_ref().map_or(0, |request| request.tid);
                         if let Some(request) = request.filter(|request| request.by_context) {
-                            request.marks.push(activation);
-                            self.marked.insert((place.0, activation), key);
+                            if request.marks.len() < MARKS_MAX {
+                                request.marks.push(activation);
+                                self.marked.insert((place.0, activation), key);
+                            } else {
+                                self.revoke(key, sink);
+                            }
                         } else if tid != actor {
                             self.revoke(key, sink); // another thread reads on: it was handed over
                         } else if let Some(thread) = self.threads.get_mut(&tid) {
@@ -391,7 +411,7 @@ impl Engine {
         if let Some(conn) = self.conn(place) {
             conn.requests.push((seq, key));
         }
-        let by_context = self.by_context;
+        let by_context = self.conn(place).is_some_and(|conn| conn.begun == (activation, true));
         if by_context {
             self.marked.insert((place.0, activation), key);
         } else if self.threads.len() < THREADS_MAX || self.threads.contains_key(&tid) {

@@ -453,7 +453,10 @@ impl Manager {
         };
         let program = PATIENCE.ask(pid, FILES, move || program::read(pid));
         let program = program.ok().and_then(Result::ok);
-        let (boundary, calls) = self.attach_boundary(pid, program.as_ref(), &maps);
+        let (mut boundary, calls) = self.attach_boundary(pid, program.as_ref(), &maps);
+        if boundary.works && sockets::has_io_uring(pid) {
+            boundary.detail.push_str("; it has rings of io_uring, and what it transfers by them is not seen");
+        }
         let Found { mut target, runtime, interpreter_stacks, settled } =
             runtime::examine(pid, program.as_ref(), &maps);
         let attribution = runtime::attribution(&runtime, &maps);

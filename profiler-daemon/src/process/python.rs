@@ -24,7 +24,7 @@ use super::identity::via;
 use super::maps::{Mapping, Maps, OpenError, open};
 use super::memory::{Memory, ProcessMemory, ReadError};
 use super::patience::Unanswered;
-pub use deaths::{ContextSites, GEVENT, NoSite, ProbeSite, code_death, contexts};
+pub use deaths::{ContextSites, GEVENT, NoSite, ProbeSite, code_death, contexts, reads_first};
 pub use debug_offsets::DebugOffsets;
 pub use interpreter_loop::InterpreterLoop;
 pub(crate) use interpreter_loop::TAIL_CALL_PREFIX;

@@ -25,6 +25,9 @@ const CHUNK: usize = 4096;
 /// Descriptors looked at per process: as many as connections are followed at all.
 const FDS_MAX: usize = 65_536;
 
+/// What a descriptor of such a ring leads to (io_uring/io_uring.c).
+const IO_URING: &str = "anon_inode:[io_uring]";
+
 /// Descriptors of processes, looked at one by one.
 #[derive(Default)]
 pub struct Descriptors {
@@ -95,6 +98,13 @@ pub fn incoming(pid: u32) -> Vec<(u32, u64)> {
     }
     open.retain(|(_, inode)| found.contains(inode));
     open
+}
+
+/// Whether `pid` has rings of io_uring: what it transfers by them passes neither functions of a library nor system calls.
+pub fn has_io_uring(pid: u32) -> bool {
+    let entries = fs::read_dir(format!("/proc/{}/fd", via(pid))).into_iter().flatten().flatten();
+    let leads = |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == IO_URING);
+    entries.take(FDS_MAX).any(leads)
 }
 
 /// The inode of the socket that a descriptor is.
@@ -216,6 +226,26 @@ mod tests {
         // SAFETY: the one that was just made.
         assert_eq!(unsafe { libc::close_range(high as u32, high as u32, 0) }, 0);
         assert!(!Descriptors::default().may_be_socket(pid, high as u32));
+    }
+
+    #[test]
+    fn rings_are_found() {
+        use std::os::fd::{FromRawFd, OwnedFd};
+        let me = std::process::id();
+        let before = has_io_uring(me);
+        // `struct io_uring_params` (include/uapi/linux/io_uring.h): all that is asked for is 0.
+        let mut parameters = [0u8; 120];
+        // SAFETY: the structure lives until the call returns.
+        let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+        if ring < 0 {
+            println!("not tried, no ring can be had: {}", io::Error::last_os_error());
+            return;
+        }
+        // SAFETY: the call returned this descriptor just now.
+        let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
+        assert!(!before && has_io_uring(me));
+        drop(ring);
+        assert!(!has_io_uring(me));
     }
 
     #[test]

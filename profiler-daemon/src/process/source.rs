@@ -20,6 +20,8 @@ pub enum Source<'a> {
     Nowhere(&'static str),
 }
 
+const UNREADABLE: &str = "its program's file cannot be read, or is not for x86-64";
+
 /// `program`: `None` where its file could not be read.
 pub fn choose<'a>(wish: BoundarySource, program: Option<&Program>, maps: &'a Maps) -> Source<'a> {
     let by_itself = if program.is_some_and(|program| program.go.is_some()) {
@@ -35,10 +37,14 @@ pub fn choose<'a>(wish: BoundarySource, program: Option<&Program>, maps: &'a Map
     };
     let library = maps.iter().find(|m| m.executable && m.is_glibc());
     match (wish, by_itself, library) {
+        // Numbers of system calls are those of x86-64.
+        (BoundarySource::Syscall, ..) if program.is_none() => Source::Nowhere(UNREADABLE),
         (BoundarySource::Syscall, ..) => Source::Calls("as configured"),
         (BoundarySource::Auto, Some(reason), _) => Source::Calls(reason),
         (BoundarySource::Uprobe, Some(reason), _) => Source::Nowhere(reason),
-        (_, None, Some(mapping)) => Source::Library { mapping, or_calls: wish == BoundarySource::Auto },
+        (_, None, Some(mapping)) => {
+            Source::Library { mapping, or_calls: wish == BoundarySource::Auto && program.is_some() }
+        }
         (_, None, None) => Source::Later,
     }
 }
@@ -70,8 +76,12 @@ mod tests {
         assert!(auto(&LINKED, &maps(&["/srv/app", "/lib/ld-musl-x86_64.so.1"])).contains("musl"));
         let old = maps(&["/usr/bin/python3", "/lib/libc-2.31.so", "/lib/libpthread-2.31.so"]);
         assert!(auto(&LINKED, &old).contains("2.34"));
-        // A program whose file cannot be read may still map a library.
-        assert!(matches!(choose(BoundarySource::Auto, None, &glibc), Source::Library { or_calls: true, .. }));
+        // A program whose file cannot be read may still map a library, but what its system calls are is not known.
+        assert!(matches!(
+            choose(BoundarySource::Auto, None, &glibc),
+            Source::Library { or_calls: false, .. }
+        ));
+        assert_eq!(choose(BoundarySource::Syscall, None, &glibc), Source::Nowhere(UNREADABLE));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use profiler_ebpf::head::begins_known_method;
 use super::{
     call::{Buffers, Call, Shape, Source},
     connection::{Flow, Shared},
+    context::context_elsewhere,
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, count, settings},
     piece::{self, Known},
     task::{Ids, header, ids, now, opened, read_kernel, read_user, task},
@@ -160,7 +161,12 @@ fn transferred<S: Source>(
 ) -> u32 {
     let flow = Flow::new(ids, call.fd(), direction, S::MARK);
     let buffers = call.buffers(shape);
-    let Some(conn) = followed(&flow, call, discover.then_some(&buffers)) else { return 0 };
+    let Some(conn) = followed(&flow, call, discover.then_some(&buffers)) else {
+        if direction == DIR_IN && call.result > 0 {
+            context_elsewhere(u64::from(flow.fd));
+        }
+        return 0;
+    };
     let entered = if direction == DIR_OUT { entered(&flow) } else { 0 };
     if call.result <= 0 {
         return ended(&flow, conn, call.result);
@@ -334,7 +340,12 @@ pub fn accept<S: Source>(ctx: &S) -> u32 {
     let flow = Flow::new(ids, fd, DIR_IN, S::MARK);
     // The record of the new connection says so too, but if it is lost, no request within which it was accepted knows.
     interleaved(&flow);
-    let (inode, number) = opened(fd).map_or((0, 0), |file| (file.inode, file.number));
+    context_elsewhere(u64::from(fd));
+    let file = opened(fd);
+    if file.as_ref().is_some_and(|file| !file.socket) {
+        return 0; // a call with other numbers (32-bit) than it is taken for
+    }
+    let (inode, number) = file.map_or((0, 0), |file| (file.inode, file.number));
     let generation = track(flow.key, Connection { inode, number, ..EMPTY });
     let record = Accept {
         header: Header { flags: S::MARK, ..header(Kind::Accept, ids, generation) },

@@ -104,7 +104,7 @@ pub const REPLACED: u64 = u64::MAX;
 pub extern "C" fn connection_begins(key: u64) -> u64 {
     let Some(conn) = Shared::of(key) else { return 0 };
     const ABOUT: u8 = connection_flags::WATCHED | connection_flags::NONBLOCKING;
-    let others = conn.flags() & !(ABOUT | connection_flags::CONTEXTS);
+    let others = conn.flags() & !ABOUT;
     let Some(file) = opened(key as u32) else {
         conn.set_flags(others | ABOUT);
         return 0;

@@ -21,7 +21,7 @@ use profiler_ebpf::{
 use super::{
     connection::Shared,
     maps::{CONTEXT_PROCESSES, CONTEXTS, TARGETS, TURNS, count, settings},
-    task::{Current, Ids, ids, read_kernel, task},
+    task::{Current, Ids, ids, opened, read_kernel, task},
 };
 
 /// Value of `TURNS`, keyed by tid: when and for which request the thread received last.
@@ -77,22 +77,48 @@ pub extern "C" fn context_received(activation: u64, connection: u64, watched: u6
     if followed == 0 || watched == 0 {
         return 0;
     }
-    // SAFETY: a lookup; used at once.
-    let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
-    let Some(then) = here(target) else {
-        // What was received before is over all the same.
-        let _ = TURNS.remove(ids.tid);
-        return 0;
-    };
-    if TURNS.insert(ids.tid, Turn { activation, key: connection, then }, 0).is_err() {
-        count(Stat::ContextsFull);
-        return 0;
-    }
+    turn(ids, activation, connection);
     if followed & context_use::USED == 0 {
-        let _ = CONTEXT_PROCESSES.insert(ids.pid, followed | context_use::USED, 0);
+        // Only where there is an entry: the daemon may have taken it away.
+        let _ = CONTEXT_PROCESSES.insert(ids.pid, followed | context_use::USED, BPF_EXIST);
     }
     0
 }
+
+/// The current thread has received on a descriptor that is no connection which is followed. If an event loop waits for
+/// it, what handles the bytes may run in a copy of some request's context: the one in which the connection to a database
+/// was opened, which others use now. That is nobody's turn. Else a turn that lasted is over.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn context_elsewhere(fd: u64) -> u64 {
+    let ids = ids();
+    if followed(ids.pid) & context_use::USED == 0 {
+        return 0;
+    }
+    if opened(fd as u32).is_none_or(|file| file.watched) {
+        turn(ids, 0, 0);
+    } else {
+        waits(ids.tid);
+    }
+    0
+}
+
+/// A turn of this thread begins; `activation` 0: nobody's.
+#[inline(always)]
+fn turn(ids: Ids, activation: u64, key: u64) {
+    // SAFETY: a lookup; used at once.
+    let then = (unsafe { TARGETS.get(ids.pid) }).and_then(here);
+    let Some(then) = then else {
+        // What was received before is over all the same.
+        return waits(ids.tid);
+    };
+    if TURNS.insert(ids.tid, Turn { activation, key, then }, 0).is_err() {
+        count(Stat::ContextsFull);
+    }
+}
+
+/// `BPF_EXIST` (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
 
 /// Whom a thread works for.
 struct Owner {
@@ -101,15 +127,28 @@ struct Owner {
     received: u64,
 }
 
+/// A turn goes before what its context was copied from: the callback of a connection may be in a copy of an earlier
+/// request's context, if it was paused and resumed there.
 #[inline(always)]
 fn owner_of(ids: Ids, here: Here) -> Option<Owner> {
     // SAFETY: a lookup; the value is copied at once.
-    if let Some(owner) = unsafe { CONTEXTS.get(key(ids.pid, here.context)) } {
-        return Some(Owner { activation: *owner, received: 0 });
+    if let Some(Turn { activation, key, then }) = unsafe { TURNS.get(ids.tid) }.copied() {
+        let reads_first = followed(ids.pid) & context_use::READS_FIRST != 0;
+        if context::in_turn(&Current, then, here, reads_first) {
+            return if activation != 0 { Some(Owner { activation, received: key }) } else { None };
+        }
     }
     // SAFETY: as above.
-    let Turn { activation, key, then } = unsafe { TURNS.get(ids.tid) }.copied()?;
-    if context::in_turn(&Current, then, here) { Some(Owner { activation, received: key }) } else { None }
+    let owner = unsafe { CONTEXTS.get(key(ids.pid, here.context)) }.copied()?;
+    Some(Owner { activation: owner, received: 0 })
+}
+
+/// The thread waits for the next event: its turn is over.
+#[inline(always)]
+pub fn waits(tid: u32) {
+    if TURNS.get_ptr(tid).is_some() {
+        let _ = TURNS.remove(tid);
+    }
 }
 
 /// What is known of the thread that is sampled.
@@ -142,7 +181,10 @@ pub fn copied(copy: u64) -> u32 {
     }
     // SAFETY: a lookup; used at once.
     let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
-    let Some(owner) = here(target).and_then(|here| owner_of(ids, here)) else { return 0 };
+    let Some(owner) = here(target).and_then(|here| owner_of(ids, here)) else {
+        // What had this address before is gone, whether or not that was seen.
+        return death(copy);
+    };
     if CONTEXTS.insert(key(ids.pid, copy), owner.activation, 0).is_err() {
         count(Stat::ContextsFull);
         return 0;
@@ -159,6 +201,9 @@ pub fn copied(copy: u64) -> u32 {
 /// A context dies when the probed function goes on.
 #[inline(always)]
 pub fn death(address: u64) -> u32 {
-    let _ = CONTEXTS.remove(key(ids().pid, address));
+    let key = key(ids().pid, address);
+    if CONTEXTS.get_ptr(key).is_some() {
+        let _ = CONTEXTS.remove(key);
+    }
     0
 }

@@ -239,7 +239,7 @@ fn begin_in(flow: &Flow, conn: Shared, known: Known, words: &[u64; 3], left: u64
     };
     if !in_body {
         conn.set_activation(unique());
-        now_flags |= connection_flags::HTTP;
+        now_flags = (now_flags | connection_flags::HTTP) & !connection_flags::CONTEXTS;
         conn.set_out_state(connection_state::EXPECT);
         count(Stat::RequestsStarted);
         *bits |= flags::NEW_ACTIVATION;

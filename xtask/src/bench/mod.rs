@@ -36,6 +36,7 @@ const PATH: &str = "/orders/1/";
 const LIMIT: Duration = Duration::from_secs(45 * 60);
 /// Starting a page's servers and filling its database.
 const PREPARATION: Duration = Duration::from_secs(20);
+/// What is measured if nothing else is asked for.
 const ALL_PEERS: [Peer; 7] = [
     Peer::Control,
     Peer::Clock999,

@@ -32,6 +32,9 @@ pub enum Peer {
     /// reqprof at 999 Hz
     #[value(name = "reqprof-999")]
     Reqprof999,
+    /// reqprof at its default rate, with boundaries at system calls instead of in the C library
+    #[value(name = "reqprof-syscall")]
+    ReqprofSyscall,
     /// py-spy record at 100 Hz
     PySpy,
     /// pyinstrument's Django middleware, one HTML file per request
@@ -47,6 +50,7 @@ impl Peer {
             Self::Clock999 => "bare clock, 999 Hz",
             Self::Reqprof => "reqprof, default rate",
             Self::Reqprof999 => "reqprof, 999 Hz",
+            Self::ReqprofSyscall => "reqprof, at system calls",
             Self::PySpy => "py-spy, 100 Hz",
             Self::Pyinstrument => "pyinstrument middleware",
             Self::Cprofile => "cProfile per request",
@@ -54,12 +58,12 @@ impl Peer {
     }
 
     pub fn is_reqprof(self) -> bool {
-        matches!(self, Self::Reqprof | Self::Reqprof999)
+        matches!(self, Self::Reqprof | Self::Reqprof999 | Self::ReqprofSyscall)
     }
 
     /// Whether it is a process of its own, whose CPU and memory can be told from the workers'.
     pub fn has_process(self) -> bool {
-        matches!(self, Self::Reqprof | Self::Reqprof999 | Self::PySpy)
+        self.is_reqprof() || self == Self::PySpy
     }
 
     /// The name that the shop's settings know a middleware by.
@@ -67,14 +71,19 @@ impl Peer {
         match self {
             Self::Pyinstrument => Some("pyinstrument"),
             Self::Cprofile => Some("cprofile"),
-            Self::Control | Self::Clock999 | Self::Reqprof | Self::Reqprof999 | Self::PySpy => None,
+            Self::Control
+            | Self::Clock999
+            | Self::Reqprof
+            | Self::Reqprof999
+            | Self::ReqprofSyscall
+            | Self::PySpy => None,
         }
     }
 
     /// A guess of what attaching and detaching once takes, for the announcement of the run's length.
     pub fn transition(self) -> Duration {
         match self {
-            Self::Reqprof | Self::Reqprof999 => Duration::from_secs(4),
+            Self::Reqprof | Self::Reqprof999 | Self::ReqprofSyscall => Duration::from_secs(4),
             Self::PySpy => Duration::from_secs(2),
             Self::Control | Self::Clock999 | Self::Pyinstrument | Self::Cprofile => Duration::ZERO,
         }
@@ -102,8 +111,14 @@ impl Tools {
     pub fn attach(&self, peer: Peer, site: &Site) -> Result<Attached> {
         match peer {
             // The site alone: what else the machine serves is neither measured nor counted.
-            Peer::Reqprof => self.attach_reqprof(None, site.service.pid(), &site.workers()),
-            Peer::Reqprof999 => self.attach_reqprof(Some(FAST_HZ), site.service.pid(), &site.workers()),
+            Peer::Reqprof => self.attach_reqprof(&[], site.service.pid(), &site.workers()),
+            Peer::Reqprof999 => {
+                let rate = FAST_HZ.to_string();
+                self.attach_reqprof(&["--freq", &rate], site.service.pid(), &site.workers())
+            }
+            Peer::ReqprofSyscall => {
+                self.attach_reqprof(&["--boundary", "syscall"], site.service.pid(), &site.workers())
+            }
             Peer::PySpy => self.attach_py_spy(site),
             Peer::Clock999 => Ok(Attached { _clocks: clocks()?, ..Attached::nothing() }),
             Peer::Control | Peer::Pyinstrument | Peer::Cprofile => Ok(Attached::nothing()),
@@ -111,17 +126,14 @@ impl Tools {
     }
 
     /// Attaches reqprof to a process and its children, and waits until it watches these.
-    pub fn attach_reqprof(&self, rate: Option<u32>, pid: u32, workers: &[u32]) -> Result<Attached> {
+    pub fn attach_reqprof(&self, flags: &[&str], pid: u32, workers: &[u32]) -> Result<Attached> {
         // A fresh store every time: no slice inherits another's work.
         let store = self.home.join("store");
         remove_store(&store)?;
         let addr = free_port()?;
         let mut command = Command::new(self.reqprof.as_ref().context("reqprof was not built")?);
         command.arg("daemon").arg("--store").arg(&store).args(["--listen", &addr.to_string()]);
-        command.args(["--pid", &pid.to_string()]);
-        if let Some(rate) = rate {
-            command.args(["--freq", &rate.to_string()]);
-        }
+        command.args(["--pid", &pid.to_string()]).args(flags);
         let mut service =
             Service::start("reqprof", command, &self.home.join("reqprof.log"), &Lifetime::Bound)?;
         service.wait_for("ready", ATTACH_LIMIT, || is_ready(addr).then_some(()))?;

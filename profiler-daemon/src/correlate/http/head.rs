@@ -3,9 +3,9 @@
 //! Lenient where servers are (bare line feeds, odd methods, spaces around values) and strict where a mistake would
 //! misread the stream: a length that is not one number makes the framing [`Framing::Unreadable`].
 
-use std::fmt;
-
 use memchr::{memchr, memchr_iter, memrchr};
+
+use super::trace::{TraceId, TraceReader};
 
 /// Longest method taken for one; the longest registered (IANA) is `UPDATEREDIRECTREF` with 17 bytes.
 const METHOD_MAX: usize = 32;
@@ -58,42 +58,6 @@ impl Method {
             _ if is_method(token) => Self::Other(str::from_utf8(token).ok()?.into()),
             _ => return None,
         })
-    }
-}
-
-/// A W3C trace id: 32 lower-case hexadecimal digits, not all zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TraceId([u8; 16]);
-
-impl fmt::Display for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
-}
-
-impl TraceId {
-    /// From the value of a `traceparent` header (W3C Trace Context, 3.2).
-    fn parse(value: &[u8]) -> Option<Self> {
-        let hex = |range: std::ops::Range<usize>| -> Option<u128> {
-            value.get(range)?.iter().try_fold(0u128, |sum, b| {
-                let digit = match b {
-                    b'0'..=b'9' => b - b'0',
-                    b'a'..=b'f' => b - b'a' + 10,
-                    _ => return None,
-                };
-                Some(sum << 4 | u128::from(digit))
-            })
-        };
-        let version = hex(0..2)?;
-        let length_fits = match version {
-            0 => value.len() == 55,
-            0xff => false,
-            // A later version may append fields.
-            _ => value.len() == 55 || value.get(55) == Some(&b'-'),
-        };
-        let dashes = [2, 35, 52].iter().all(|at| value.get(*at) == Some(&b'-'));
-        let (trace, parent, _flags) = (hex(3..35)?, hex(36..52)?, hex(53..55)?);
-        (length_fits && dashes && trace != 0 && parent != 0).then(|| Self(trace.to_be_bytes()))
     }
 }
 
@@ -178,7 +142,7 @@ pub fn parse_request(bytes: &[u8], complete: bool) -> Result<RequestHead, BadLin
     let method = Method::parse(method).ok_or(BadLine::Malformed)?;
     let path = path(target);
     let mut body = FramingReader::default();
-    let mut parents = 0;
+    let mut trace = TraceReader::default();
     let mut head = RequestHead {
         method,
         path,
@@ -188,17 +152,12 @@ pub fn parse_request(bytes: &[u8], complete: bool) -> Result<RequestHead, BadLin
         expects_continue: false,
     };
     for (name, value) in lines.filter_map(split_header) {
-        if body.read(name, value) {
-        } else if name.eq_ignore_ascii_case(b"traceparent") {
-            parents += 1;
-            head.trace_id = TraceId::parse(value);
+        if body.read(name, value) || trace.read(name, value) {
         } else if name.eq_ignore_ascii_case(b"expect") {
             head.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
         }
     }
-    if parents > 1 {
-        head.trace_id = None;
-    }
+    head.trace_id = trace.trace_id();
     if complete {
         head.framing = body.framing();
     }
@@ -399,32 +358,6 @@ mod tests {
         for head in ["", "a\r\n", "a\r\n\r", "a\r\nb\r\n", "a\r\r\n"] {
             assert_eq!(end(head.as_bytes(), 0), None, "{head:?}");
         }
-    }
-
-    /// The example and the rules of W3C Trace Context, 3.2.
-    #[test]
-    fn traceparent() {
-        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let id = |value: &str| TraceId::parse(value.as_bytes()).map(|id| id.to_string());
-        let expected = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
-        assert_eq!(id(valid), expected);
-        assert_eq!(id(&valid.replace("00-4", "cc-4")), expected, "a later version");
-        assert_eq!(id(&format!("{}-more", valid.replace("00-4", "cc-4"))), expected);
-        for bad in [
-            format!("{valid}-more"),
-            format!("{}x", valid.replace("00-4", "cc-4")),
-            valid.replace("00-4", "ff-4"),
-            valid.to_uppercase(),
-            valid.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            valid.replace("00f067aa0ba902b7", &"0".repeat(16)),
-            valid[..54].to_owned(),
-            valid.replace("-01", "_01"),
-            String::new(),
-        ] {
-            assert_eq!(id(&bad), None, "{bad}");
-        }
-        let twice = format!("GET / HTTP/1.1\r\ntraceparent: {valid}\r\nTraceparent: {valid}\r\n\r\n");
-        assert_eq!(parse_request(twice.as_bytes(), true).map(|head| head.trace_id), Ok(None));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod inbound;
 mod outbound;
 mod partial;
 mod tail;
+mod trace;
 
 #[cfg(test)]
 mod conversation;
@@ -20,7 +21,8 @@ mod kernel;
 mod tests;
 
 pub use connection::{Connection, Current};
-pub use head::{Method, RequestHead, TraceId};
+pub use head::{Method, RequestHead};
+pub use trace::TraceId;
 
 use crate::record::Outcome;
 

@@ -13,6 +13,8 @@ use crate::process::sites::{self, Reason};
 /// `PyTypeObject.tp_dealloc` (Include/cpython/object.h): the same in 3.8 to 3.14.
 pub(super) const TP_DEALLOC: u64 = 48;
 
+/// In the path of its extension, which is called `loop`.
+const UVLOOP: &str = "/uvloop/";
 /// An extension of gevent's.
 pub const GEVENT: &str = "_gevent_cgreenlet.";
 
@@ -56,20 +58,29 @@ pub struct ContextSites {
     /// The first instruction of what copies the current one, for a probe at its return.
     pub copy: ProbeSite,
     pub death: ProbeSite,
+    /// uvloop is loaded, which receives before it enters a context.
+    pub reads_first: bool,
+}
+
+/// See [`ContextSites::reads_first`]; an error where contexts tell nothing.
+pub fn reads_first(maps: &Maps) -> Result<bool, NoSite> {
+    let code = || maps.iter().filter(|m| m.executable);
+    if code().any(|m| m.file_name().starts_with(GEVENT)) {
+        return Err(NoSite::Greenlets);
+    }
+    Ok(code().any(|m| m.path.to_string_lossy().contains(UVLOOP)))
 }
 
 /// Finds them.
 pub fn contexts(pid: u32) -> Result<ContextSites, NoSite> {
     let maps = Maps::read(pid).map_err(|_| NoSite::NoType)?;
-    if maps.iter().any(|m| m.executable && m.file_name().starts_with(GEVENT)) {
-        return Err(NoSite::Greenlets);
-    }
+    let reads_first = reads_first(&maps)?;
     let found = locate(pid, &maps)?.ok_or(NoSite::NoType)?;
     let (kind, copy) = found.context_type.zip(found.context_copy).ok_or(NoSite::NoType)?;
     let (elf, vaddr) = file_of(pid, &maps, copy)?;
     let offset = elf.offset_of(vaddr).ok_or(NoSite::NoFile)?;
     let copy = ProbeSite { elf, offset, address: copy };
-    Ok(ContextSites { copy, death: freeing(pid, &maps, kind)? })
+    Ok(ContextSites { copy, death: freeing(pid, &maps, kind)?, reads_first })
 }
 
 /// Near the entry of what frees objects of this type.

@@ -8,7 +8,8 @@ GET /KIND/N burns CPU in functions that no other request has (`own_N`), with awa
 /gather     three tasks at a time, which have tasks of their own
 /thread     in threads of the loop's executor (contexts are copied by hand before 3.9 has to_thread)
 /behind     one task, and another that goes on in `own_N` when the response is out
-/deaf       the body is read by a second task
+/pool       asks a server by a connection that all requests share; the first one of all has opened it, in its own context,
+            and stays for long. What handles the answers burns in `shareds`, which is nobody's
 
 X-Burned-Ns says how much CPU time it took before the response. All the while a task of nobody's burns in `nobodys`, and
 each connection is told about the last one's request by a context variable.
@@ -17,7 +18,9 @@ each connection is told about the last one's request by a context variable.
 import asyncio
 import contextvars
 import functools
+import socket
 import sys
+import threading
 import time
 
 STEP = 0.002
@@ -65,6 +68,46 @@ async def behind(burn):
     await rounds(burn, STEPS)
 
 
+class Shared(asyncio.Protocol):
+    """The connection that all share."""
+
+    transport = None
+    waiting = []
+
+    def connection_made(self, transport):
+        Shared.transport = transport
+
+    def data_received(self, data):
+        for _ in data:
+            shareds(STEP / 2)
+            self.waiting.pop(0).set_result(None)
+
+
+def echo(listener):
+    connection, _ = listener.accept()
+    while data := connection.recv(4096):
+        connection.sendall(data)
+
+
+async def by_the_shared(burn):
+    loop = asyncio.get_running_loop()
+    opened = Shared.transport is None
+    if opened:
+        Shared.transport = False
+        listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=echo, args=(listener,), daemon=True).start()
+        await loop.create_connection(Shared, *listener.getsockname())
+    for _ in range(STEPS):
+        burn(STEP)
+        while not Shared.transport:
+            await asyncio.sleep(0.001)
+        Shared.waiting.append(loop.create_future())
+        Shared.transport.write(b"x")
+        await Shared.waiting[-1]
+    if opened:
+        await asyncio.sleep(2)
+
+
 class Protocol(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport = transport
@@ -84,6 +127,8 @@ class Protocol(asyncio.Protocol):
             await asyncio.gather(*[nested(burn) for _ in range(STEPS // 2)])
         elif kind == "thread":
             await in_threads(burn)
+        elif kind == "pool":
+            await by_the_shared(burn)
         else:
             await rounds(burn, STEPS)
         assert name.get() == number
@@ -96,6 +141,12 @@ class Protocol(asyncio.Protocol):
 
 
 kept = set()
+
+
+def shareds(seconds):
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 def nobodys(seconds):

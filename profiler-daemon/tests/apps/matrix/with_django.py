@@ -18,10 +18,12 @@ django.setup()
 
 
 async def wait(request, number):
+    len(request.body)
     return HttpResponse("done", headers=await burning.with_waits(number))
 
 
 def burn(request, number):
+    len(request.body)
     return HttpResponse("done", headers=burning.at_once(number))
 
 

@@ -1,6 +1,6 @@
 """/wait/N in a coroutine, /burn/N in a thread of the pool."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 import burning
@@ -8,11 +8,16 @@ import burning
 app = FastAPI()
 
 
-@app.get("/wait/{number}")
-async def wait(number: int):
+@app.api_route("/wait/{number}", methods=["GET", "POST"])
+async def wait(number: int, request: Request):
+    await request.body()
     return JSONResponse({}, headers=await burning.with_waits(number))
 
 
-@app.get("/burn/{number}")
+async def read(request: Request):
+    await request.body()
+
+
+@app.api_route("/burn/{number}", methods=["GET", "POST"], dependencies=[Depends(read)])
 def burn(number: int):
     return JSONResponse({}, headers=burning.at_once(number))

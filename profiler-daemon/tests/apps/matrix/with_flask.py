@@ -1,13 +1,14 @@
 """/burn/N, /wait/N: synchronous."""
 
-from flask import Flask
+from flask import Flask, request
 
 import burning
 
 app = Flask(__name__)
 
 
-@app.get("/burn/<int:number>")
-@app.get("/wait/<int:number>")
+@app.route("/burn/<int:number>", methods=["GET", "POST"])
+@app.route("/wait/<int:number>", methods=["GET", "POST"])
 def burn(number):
+    request.get_data()
     return "done", 200, burning.at_once(number)

@@ -113,7 +113,7 @@ fn depth(
     let mut service = Service::start(what, command, &tools.home.join("service.log"), &Lifetime::Bound)?;
     service.wait_for("listening", LIMIT, || std::net::TcpStream::connect(addr).ok())?;
     let _counting = Counting::start()?;
-    let attached = tools.attach_reqprof(Some(HZ), service.pid(), &[service.pid()])?;
+    let attached = tools.attach_reqprof(&["--freq", &HZ.to_string()], service.pid(), &[service.pid()])?;
     let counters = || Counters::of(&attached)?.context("reqprof has no counters");
     let (mut costs, mut samples) = (Vec::new(), 0.0);
     for round in 0..=rounds {
@@ -190,7 +190,7 @@ fn tables_of_files(tools: &Tools, python: &Path) -> Result<String> {
         let text = fs::read_to_string(&log).ok()?;
         text.trim().parse::<usize>().ok()
     })?;
-    let attached = tools.attach_reqprof(None, service.pid(), &[service.pid()])?;
+    let attached = tools.attach_reqprof(&[], service.pid(), &[service.pid()])?;
     // Some have the same contents, and some none, so there are fewer tables.
     let unwind = tables(&attached, &mut service)?;
     ensure!(unwind["tables"].as_u64() > Some(mapped as u64 / 2), "few tables: {unwind}");
@@ -241,7 +241,7 @@ fn tables_of_node(tools: &Tools) -> Result<String> {
     command.args(["-e", &program]);
     let mut service = Service::start("node", command, &tools.home.join("node.log"), &Lifetime::Bound)?;
     service.wait_for("listening", LIMIT, || std::net::TcpStream::connect(addr).ok())?;
-    let attached = tools.attach_reqprof(None, service.pid(), &[service.pid()])?;
+    let attached = tools.attach_reqprof(&[], service.pid(), &[service.pid()])?;
     let unwind = tables(&attached, &mut service)?;
     attached.detach()?;
     service.stop()?;

@@ -1,7 +1,7 @@
 //! Where structures have their fields. Oracle: `offsetof`, by the compiler and each version's own headers.
 
 use super::*;
-use profiler_common::{CONTEXT_PREVIOUS, CONTEXT_VERSION};
+use profiler_common::{CONTEXT_ENTERED, CONTEXT_PREVIOUS, CONTEXT_VERSION};
 
 /// What `offsetof` says, by name.
 const OFFSETS: &str = r#"
@@ -39,6 +39,7 @@ int main(void) {
     O("tstate_context", PyThreadState, context);
     printf("context_version %zu\n", offsetof(PyThreadState, context_ver) - offsetof(PyThreadState, context));
     O("context_previous", PyContext, ctx_prev);
+    O("context_entered", PyContext, ctx_entered);
     O("tp_dealloc", PyTypeObject, tp_dealloc);
 #if PY_VERSION_HEX < 0x030b0000
     O("current_frame", PyThreadState, frame);
@@ -131,6 +132,7 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
     named.insert("tp_members", 240);
     named.insert("context_version", CONTEXT_VERSION);
     named.insert("context_previous", CONTEXT_PREVIOUS);
+    named.insert("context_entered", CONTEXT_ENTERED);
     named.insert("tp_dealloc", deaths::TP_DEALLOC);
     named
 }
