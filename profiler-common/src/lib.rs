@@ -16,7 +16,7 @@ pub use record::*;
 pub use target::*;
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// What the kernel side counts, one slot each of the per-CPU array `STATS`.
 #[repr(u32)]
@@ -59,10 +59,14 @@ pub enum Stat {
     RequestsLostRing = 16,
     /// No room in `CONTEXTS` or `TURNS`.
     ContextsFull = 17,
+    /// No room in `TLS_THREADS` or `TLS_SESSIONS`.
+    TlsFull = 18,
+    /// Responses by TLS whose requests were read unseen: by calls that began before the probes were there.
+    TlsUnseen = 19,
 }
 
 /// Number of slots in `STATS`.
-pub const STAT_COUNT: u32 = 18;
+pub const STAT_COUNT: u32 = 20;
 
 /// Bits of `Header::flags` and of the record-specific flag words.
 pub mod flags {
@@ -93,4 +97,6 @@ pub mod flags {
     /// Data: the request that begins here is served by an event loop whose contexts are followed; of its later records and its
     /// connection's close, a context was made for it. Sample: its activation is that of the context that the thread worked in.
     pub const BY_CONTEXT: u16 = 1 << 12;
+    /// Data and accept: clear text that a TLS library took from or handed to its caller. The bytes on the wire are others.
+    pub const BY_TLS: u16 = 1 << 13;
 }

@@ -216,6 +216,9 @@ pub mod connection_flags {
     pub const NONBLOCKING: u8 = 1 << 5;
     /// Something that works for its latest request was begun in a context of its own.
     pub const CONTEXTS: u8 = 1 << 6;
+    /// It carries TLS: what its descriptor transfers says nothing, what a TLS library makes of it does. Together with
+    /// `IGNORED`: no library was seen at it yet, or what it makes is not HTTP/1 either.
+    pub const TLS: u8 = 1 << 7;
 }
 
 /// Value of the map `ACTIVE`, keyed by tid: what this thread is working on.

@@ -467,6 +467,8 @@ fn lost(
         ("kernel", "targets_full", k(Stat::TargetsFull)),
         ("kernel", "head_fault", k(Stat::HeadReadFault)),
         ("kernel", "contexts_full", k(Stat::ContextsFull)),
+        ("kernel", "tls_full", k(Stat::TlsFull)),
+        ("kernel", "tls_request_unseen", k(Stat::TlsUnseen)),
         ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
         ("decode", "malformed", s.undecodable),
         ("manager", "queue_full", s.manager_untold),

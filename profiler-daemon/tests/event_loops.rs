@@ -5,12 +5,12 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::http::{Client, Exchange};
+use support::burned;
+use support::http::Client;
 use support::interpreters;
 use support::process::{Group, free_port};
 use support::{Daemon, Python, skip, wait_for};
@@ -19,8 +19,6 @@ const PROBE: &str = "contexts of event loops";
 const KINDS: [&str; 5] = ["alone", "gather", "thread", "behind", "pool"];
 const CLIENTS: usize = 12;
 const ROUNDS: usize = 25;
-/// Of the CPU time that was burned so much is seen at least; samples are a measurement.
-const SEEN: f64 = 0.95;
 
 struct Server {
     port: u16,
@@ -36,65 +34,17 @@ fn start(mut command: Command, event_loop: &str) -> Server {
     Server { port, group }
 }
 
-/// All kinds on all connections at once.
-fn load(port: u16) -> Vec<Exchange> {
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|client| {
-                scope.spawn(move || {
-                    let mut connection = Client::new(port);
-                    let ask = |round: usize| {
-                        let kind = KINDS[(round + client) % KINDS.len()];
-                        let target = format!("/{kind}/{}", client * ROUNDS + round);
-                        connection.request("GET", &target, b"").unwrap_or_else(|e| panic!("{target}: {e}"))
-                    };
-                    (0..ROUNDS).map(ask).collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        clients.into_iter().flat_map(|client| client.join().expect("answers")).collect()
-    })
-}
-
 fn compare(name: &str, command: Command, event_loop: &str) {
     let server = start(command, event_loop);
     let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
     wait_for("the probes on contexts", || {
         daemon.status()["probes"][PROBE]["detail"].as_str()?.starts_with("in 1 processes").then_some(())
     });
-    let done = load(server.port);
+    let done = burned::load(server.port, None, (CLIENTS, ROUNDS), &KINDS, |_| Vec::new());
     let records = daemon.records_by_path("", done.len());
     assert_eq!(records.len(), done.len());
-    let mut sums = BTreeMap::<&str, (u64, u64)>::new();
-    for exchange in &done {
-        let record = &records[exchange.path()];
-        assert_eq!(record["attribution"], "context", "{record:#}");
-        let (kind, number) = exchange.path()[1..].split_once('/').expect("two parts");
-        let (burned, seen) = sums.entry(kind).or_default();
-        *burned += exchange.number("x-burned-ns");
-        if record["profile"] != true {
-            continue;
-        }
-        let id = record["id"].as_str().expect("an id");
-        let stacks = daemon.get(&format!("/api/v1/requests/{id}/profile?format=folded&view=cpu")).text();
-        for line in stacks.lines() {
-            let (stack, micros) = line.rsplit_once(' ').expect("a stack and its time");
-            let names: HashSet<&str> = stack.split(';').filter_map(|frame| frame.split(' ').next()).collect();
-            let mut owners = names.iter().filter_map(|name| name.strip_prefix("own_"));
-            assert!(owners.all(|of| of == number), "another request's time: {record:#}\n{line}");
-            for nobodys in ["nobodys", "shareds"] {
-                assert!(!names.contains(nobodys), "nobody's time: {record:#}\n{line}");
-            }
-            if names.contains(&*format!("own_{number}")) {
-                *seen += micros.parse::<u64>().expect("a time") * 1000;
-            }
-        }
-    }
-    for (kind, (burned, seen)) in &sums {
-        let share = *seen as f64 / *burned as f64;
-        println!("{name}: /{kind}: {seen} ns seen of {burned}: {share:.3}");
-        assert!(share >= SEEN, "{name}: /{kind}: {seen} ns of {burned} were seen");
-    }
+    let sums = burned::seen(&daemon, &records, &done, "context", &["nobodys", "shareds"]);
+    burned::nearly_all(name, &sums);
     let samples = daemon.status()["samples"].clone();
     // What was burned for nobody, and for requests that were answered already.
     let unattributed = &samples["unattributed"];
@@ -130,5 +80,55 @@ fn uvloop() {
     match Python::debian().or_else(|_| Python::pyenv()) {
         Ok(python) => compare("uvloop", Command::new(&python.program), "uvloop"),
         Err(reason) => skip(NAME, reason),
+    }
+}
+
+/// A thread that waits for events within a request is a loop if its connection is waited for, or is not blocked on; else
+/// what it waits for is the request's.
+mod waiting_within_a_request {
+    use super::*;
+
+    fn check(name: &str, mode: &str, attribution: &str, burned: Option<&str>) {
+        if !support::can_run(name) {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a directory");
+        let program = folder.path().join("waiting");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/loops/waiting.c");
+        match Command::new("cc").args(["-O1", "-g", "-o"]).arg(&program).arg(source).status() {
+            Ok(status) => assert!(status.success()),
+            Err(error) => return skip(name, format!("no C compiler: {error}")),
+        }
+        let port = free_port();
+        let mut command = Command::new(&program);
+        let group = Group::spawn(command.arg(port.to_string()).arg(mode).stdin(Stdio::null()));
+        wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
+        let daemon = Daemon::start(&["--pid", &group.pid().to_string(), "--freq", "999"]);
+        let done: Vec<_> = (0..20)
+            .map(|n| Client::new(port).request("GET", &format!("/{n}"), b"").expect("an answer"))
+            .collect();
+        daemon.recorded_exactly(&done);
+        for record in daemon.records("") {
+            assert_eq!(record["attribution"], attribution, "{record:#}");
+            assert_eq!(record["profile"], burned.is_some(), "{record:#}");
+            if let Some(burned) = burned {
+                let id = record["id"].as_str().expect("an id");
+                let stacks = daemon.get(&format!("/api/v1/requests/{id}/profile?format=folded")).text();
+                assert!(stacks.contains(&format!(";{burned} ")), "{stacks}");
+            }
+        }
+    }
+
+    #[test]
+    fn on_a_connection_that_is_waited_for() {
+        check("on_a_connection_that_is_waited_for", "registered", "none", None);
+    }
+    #[test]
+    fn on_a_connection_that_does_not_block() {
+        check("on_a_connection_that_does_not_block", "asked", "none", None);
+    }
+    #[test]
+    fn on_one_that_blocks() {
+        check("on_one_that_blocks", "inside", "thread", Some("ours"));
     }
 }

@@ -173,8 +173,7 @@ fn compare(build: &Interpreter) {
             *route != "calls" || tally.in_loop * 2 > tally.in_leaf,
             "the loop is not recognised: /{route}: {tally:?}"
         );
-        // Most of the time, by far; some 170 samples of a route on a busy machine leave room for three standard deviations.
-        assert!(tally.in_leaf * 10 > tally.samples * 7, "the leaf is where the time is: /{route}: {tally:?}");
+        assert!(tally.in_leaf * 10 > tally.samples * 8, "the leaf is where the time is: /{route}: {tally:?}");
     }
     let status = daemon.status();
     for (place, lost) in status["lost"].as_object().expect("an object") {

@@ -8,7 +8,12 @@ use aya_ebpf::{
     macros::{perf_event, raw_tracepoint, uprobe, uretprobe},
     programs::{PerfEventContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use kernel::{boundary, call, code, context, events, lifecycle, sampler, syscall, transfer};
+use kernel::{
+    boundary, call, code, context, events, lifecycle, sampler, syscall,
+    tls::{self, Says},
+    transfer,
+};
+use profiler_common::{DIR_IN, DIR_OUT};
 
 /// CPU clock: one per CPU.
 #[perf_event]
@@ -113,6 +118,48 @@ pub fn http_close(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn epoll_wait(_ctx: ProbeContext) -> u32 {
     events::wait()
+}
+
+/// The entry of OpenSSL's `SSL_read`; the next ones likewise.
+#[uprobe]
+pub fn tls_read(ctx: ProbeContext) -> u32 {
+    tls::enter(&ctx, DIR_IN, Says::Result)
+}
+
+/// `SSL_read_ex`.
+#[uprobe]
+pub fn tls_read_ex(ctx: ProbeContext) -> u32 {
+    tls::enter(&ctx, DIR_IN, Says::There)
+}
+
+/// `SSL_write`.
+#[uprobe]
+pub fn tls_write(ctx: ProbeContext) -> u32 {
+    tls::enter(&ctx, DIR_OUT, Says::Result)
+}
+
+/// `SSL_write_ex`.
+#[uprobe]
+pub fn tls_write_ex(ctx: ProbeContext) -> u32 {
+    tls::enter(&ctx, DIR_OUT, Says::There)
+}
+
+/// `SSL_do_handshake`.
+#[uprobe]
+pub fn tls_handshake(ctx: ProbeContext) -> u32 {
+    tls::enter(&ctx, tls::HANDSHAKE, Says::Result)
+}
+
+/// `SSL_free`.
+#[uprobe]
+pub fn tls_free(ctx: ProbeContext) -> u32 {
+    tls::ended(call::Source::call(&ctx).map_or(0, |call| call.rdi))
+}
+
+/// The end of any of the others.
+#[uretprobe]
+pub fn tls_returned(ctx: RetProbeContext) -> u32 {
+    tls::returned(&ctx, ctx.ret())
 }
 
 #[raw_tracepoint(tracepoint = "sys_enter")]

@@ -17,11 +17,18 @@ struct Wanted {
     /// With their headers, and where a version is named with `shared`, its library.
     versions: &'static [&'static str],
     shared: &'static [&'static str],
+    /// What else they can do then: TLS.
+    besides: &'static [&'static str],
 }
 
 const WANTED: [Wanted; 2] = [
-    Wanted { suite: "bullseye", versions: &["3.9"], shared: &[] },
-    Wanted { suite: "sid", versions: &["3.13", "3.14"], shared: &["3.14"] },
+    Wanted { suite: "bullseye", versions: &["3.9"], shared: &[], besides: &[] },
+    Wanted {
+        suite: "sid",
+        versions: &["3.13", "3.14"],
+        shared: &["3.14"],
+        besides: &["libssl3t64", "libzstd1"],
+    },
 ];
 /// What all of them need to run; that of GCC, for threads that end.
 const LIBRARIES: [&str; 4] = ["libc6", "libexpat1", "libgcc-s1", "zlib1g"];
@@ -61,6 +68,7 @@ fn packages(wanted: &Wanted) -> Vec<String> {
     };
     let mut packages: Vec<String> = LIBRARIES.map(String::from).to_vec();
     packages.extend(wanted.versions.iter().flat_map(of_version));
+    packages.extend(wanted.besides.iter().map(|package| package.to_string()));
     packages.extend(wanted.shared.iter().map(|version| format!("libpython{version}")));
     packages
 }
@@ -72,7 +80,7 @@ mod tests {
     #[test]
     fn packages_are_those_of_each_version() {
         let packages = packages(&WANTED[1]);
-        assert_eq!(packages.len(), LIBRARIES.len() + 2 * 4 + 1);
+        assert_eq!(packages.len(), LIBRARIES.len() + 2 * 4 + 2 + 1);
         for name in ["libc6", "python3.13-minimal", "libpython3.14-dev", "libpython3.14"] {
             assert!(packages.iter().any(|package| package == name), "{packages:?}");
         }

@@ -154,8 +154,17 @@ fn py_spy() -> Result<PathBuf> {
 /// The tests that run the real program and real readers of what it writes; as root, those too that load the BPF object
 /// into the running kernel and profile real servers.
 /// Programs of which each test looks at a service of its own, by pid, and at no figure that another could change.
-const SIDE_BY_SIDE: [&str; 8] =
-    ["event_loops", "interleaving", "matrix", "native_stacks", "odd_stacks", "reuse", "uwsgi", "versions"];
+const SIDE_BY_SIDE: [&str; 9] = [
+    "event_loops",
+    "interleaving",
+    "matrix",
+    "native_stacks",
+    "odd_stacks",
+    "reuse",
+    "tls",
+    "uwsgi",
+    "versions",
+];
 
 fn integration_tests(report: &mut Report, filter: Option<&str>) {
     let tools = announced("readers of our formats from npm", needs::node_modules);

@@ -52,6 +52,8 @@ pub enum BoundaryError {
     Elf(#[from] ElfError),
     #[error("{}", .0.join("; "))]
     NoSites(Vec<String>),
+    #[error("there is no OpenSSL in it")]
+    NoOpenSsl,
     #[error("it lies on a file system in user space, which could make the kernel wait")]
     UserSpace,
     #[error("attaching to {function}: {reason}")]

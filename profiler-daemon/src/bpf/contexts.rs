@@ -9,6 +9,7 @@ use profiler_common::{CONTEXT_PROCESSES_MAX, ContextKey, context_use};
 use super::boundary::Links;
 use super::resident::{Kind, Worth, put};
 use super::{ContextKeyValue, HashOf};
+use crate::process::filtered;
 use crate::process::identity::ProcessKey;
 use crate::process::maps::Maps;
 use crate::process::patience::{FILES, MEMORY, PATIENCE};
@@ -42,6 +43,9 @@ impl Kind for Contexts {
 
     fn install(&mut self, object: &mut Ebpf, process: ProcessKey, links: &mut Links) -> Result<(), String> {
         let pid = process.pid;
+        if let Some(reason) = filtered::refuses_return_probes(pid) {
+            return Err(reason.into());
+        }
         let sites = PATIENCE.ask(pid, FILES, move || python::contexts(pid).map_err(|e| e.to_string()));
         let ContextSites { copy, death, reads_first } = sites.map_err(|e| e.to_string())??;
         // Deaths first: what is remembered of a context must not outlive it.

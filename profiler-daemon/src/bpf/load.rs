@@ -81,7 +81,7 @@ pub struct Kernel {
 
 /// The slots of `TRANSFER_STEPS`; the order is the kernel side's `STEP_*`.
 const TRANSFER_STEPS: [&str; 2] = ["transfer_in", "transfer_out"];
-const PROBES: [&str; 15] = [
+const PROBES: [&str; 22] = [
     "http_recv",
     "http_read",
     "http_readv",
@@ -97,18 +97,26 @@ const PROBES: [&str; 15] = [
     "code_death",
     "context_copied",
     "context_death",
+    "tls_read",
+    "tls_read_ex",
+    "tls_write",
+    "tls_write_ex",
+    "tls_handshake",
+    "tls_free",
+    "tls_returned",
 ];
 /// The same for `SYSCALL_STEPS`.
 const SYSCALL_STEPS: [&str; 2] = ["syscall_in", "syscall_out"];
 const SAMPLE_STEPS: [&str; 2] = ["sample_walk", "sample_finish"];
 /// What can be full: as the metrics call it, and its map.
-const TABLES: [(&str, &str); 6] = [
+const TABLES: [(&str, &str); 7] = [
     ("targets", "TARGETS"),
     ("connections", "CONNECTIONS"),
     ("active", "ACTIVE"),
     ("transfers", "TRANSFERS"),
     ("contexts", "CONTEXTS"),
     ("turns", "TURNS"),
+    ("tls_threads", "TLS_THREADS"),
 ];
 
 /// Loads every program and attaches the process tracepoints. Sampling and boundaries are attached by

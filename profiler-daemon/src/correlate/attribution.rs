@@ -5,7 +5,7 @@
 
 use profiler_common::{Data, flags};
 
-use super::engine::{Engine, Request};
+use super::engine::Engine;
 use super::output::{Output, Place, RequestKey, Sink};
 use crate::decode::SampleEvent;
 
@@ -69,45 +69,6 @@ impl Engine {
                 None if done => self.counters.samples_after_response += 1,
                 None => self.counters.samples_unknown += 1,
             },
-        }
-    }
-
-    /// The context that the thread worked in was made for one request, whichever thread that is.
-    fn sample_of_context(&mut self, event: &SampleEvent<'_>, sink: Sink<'_>) {
-        let header = &event.sample.header;
-        let Some(&key) = self.marked.get(&(header.pid, event.sample.activation)) else {
-            // Of one that is over: a background task may outlive it.
-            self.counters.samples_after_response += 1;
-            return;
-        };
-        if let Some(trailing) = self.trailing.get_mut(&key) {
-            trailing.finished.tail_samples += 1;
-            self.counters.samples_after_response += 1;
-            return;
-        }
-        let over = |request: &Request| {
-            let conn = self.connections.get(&request.place.0).and_then(|fds| fds.get(&request.place.1));
-            conn.is_some_and(|conn| {
-                let current = conn.machine.current().map(|current| current.seq);
-                conn.requests.iter().any(|(seq, of)| *of == key && Some(*seq) == current)
-                    && conn.machine.looks_over()
-            })
-        };
-        let over = self.open.get(&key).is_some_and(over);
-        match self.open.get_mut(&key) {
-            Some(request) if header.time >= request.start => {
-                if !request.attributed {
-                    self.counters.samples_interleaved += 1;
-                } else if over {
-                    request.tail += 1;
-                    self.counters.samples_after_response += 1;
-                } else {
-                    request.samples += 1;
-                    self.counters.samples_attributed += 1;
-                    sink(Output::Sample { key, event });
-                }
-            }
-            _ => self.counters.samples_unknown += 1,
         }
     }
 

@@ -31,9 +31,6 @@ const THREAD_IDLE: u64 = 60_000_000_000;
 /// Between two attempts to make room, ns: each looks at every thread.
 const PRUNE_EVERY: u64 = 1_000_000_000;
 
-/// Marks of one request: pieces of its body that read like a request line while it is answered already get one each.
-const MARKS_MAX: usize = 64;
-
 /// Errors after which a connection carries nothing more.
 const ENDED: [i32; 6] =
     [libc::EPIPE, libc::ECONNRESET, libc::ECONNABORTED, libc::ETIMEDOUT, libc::ENOTCONN, libc::EBADF];
@@ -140,11 +137,7 @@ impl Engine {
             }
             Event::Close(header, conn) => {
                 if header.flags & flags::BY_CONTEXT != 0 {
-                    let known =
-                        self.conn((conn.pid, conn.fd)).filter(|known| known.generation == conn.generation);
-                    for (_, key) in known.map(|known| known.requests.clone()).unwrap_or_default() {
-                        self.open.entry(key).and_modify(|request| request.has_contexts = true);
-                    }
+                    self.has_contexts_at_its_end(*conn);
                 }
                 self.close(*conn, header, sink);
                 // A close ends the tail of what its thread did on the connection.
@@ -222,7 +215,13 @@ impl Engine {
             self.counters.refused += 1;
             return;
         }
-        let boundary = if bits & flags::BY_SYSCALL != 0 { Boundary::Syscall } else { Boundary::Uprobe };
+        let boundary = if bits & flags::BY_TLS != 0 {
+            Boundary::Tls
+        } else if bits & flags::BY_SYSCALL != 0 {
+            Boundary::Syscall
+        } else {
+            Boundary::Uprobe
+        };
         let generation = id.generation;
         let conn = Conn {
             generation,
@@ -329,15 +328,10 @@ impl Engine {
                 }
                 Found::Activation { seq, activation } => {
                     if let Some(key) = self.key_of(place, seq) {
-                        let request = self.open.get_mut(&key);
-                        let tid = request.as_ref().map_or(0, |request| request.tid);
-                        if let Some(request) = request.filter(|request| request.by_context) {
-                            if request.marks.len() < MARKS_MAX {
-                                request.marks.push(activation);
-                                self.marked.insert((place.0, activation), key);
-                            } else {
-                                self.revoke(key, sink);
-                            }
+                        let request = self.open.get(&key);
+                        let tid = request.map_or(0, |request| request.tid);
+                        if request.is_some_and(|request| request.by_context) {
+                            self.mark(key, place.0, activation, sink);
                         } else if tid != actor {
                             self.revoke(key, sink); // another thread reads on: it was handed over
                         } else if let Some(thread) = self.threads.get_mut(&tid) {
@@ -439,22 +433,6 @@ impl Engine {
             has_contexts: false,
         };
         self.open.insert(key, request);
-    }
-
-    /// Something works for this request in a context of its own.
-    fn has_contexts(&mut self, conn: ConnId, activation: u64) {
-        if let Some(key) = self.marked.get(&(conn.pid, activation))
-            && let Some(request) = self.open.get_mut(key)
-        {
-            request.has_contexts = true;
-        }
-    }
-
-    /// Samples with these marks are no open request's any more.
-    fn unmark(&mut self, pid: u32, marks: &[u64]) {
-        for mark in marks {
-            self.marked.remove(&(pid, *mark));
-        }
     }
 
     /// Forgets threads that did nothing for long, when there are too many.

@@ -4,6 +4,7 @@
 //! that came and went. No I/O and no clock, so that a recorded stream gives the same result again.
 
 mod attribution;
+mod contexts;
 mod ending;
 mod engine;
 pub mod http;

@@ -82,6 +82,15 @@ pub struct Finished {
     pub lost: u64,
 }
 
+#[cfg(test)]
+impl Finished {
+    /// One that a thread served and that nothing was lost of.
+    pub(crate) fn served(key: RequestKey, pid: u32, exchange: Exchange) -> Self {
+        let boundary = Boundary::Uprobe;
+        Self { key, pid, boundary, exchange, attributed: true, by_context: false, tail_samples: 0, lost: 0 }
+    }
+}
+
 /// What the correlator could not place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

@@ -85,7 +85,7 @@ fn nodes((_, builder): &Held) -> usize {
 mod tests {
     use super::*;
     use crate::correlate::http::Exchange;
-    use crate::record::{Boundary, Outcome};
+    use crate::record::Outcome;
 
     fn request(key: u64, pid: u32) -> Held {
         let exchange = Exchange {
@@ -104,19 +104,7 @@ mod tests {
             streaming: false,
             lost: 0,
         };
-        (
-            Finished {
-                key,
-                pid,
-                boundary: Boundary::Uprobe,
-                exchange,
-                attributed: true,
-                by_context: false,
-                tail_samples: 0,
-                lost: 0,
-            },
-            None,
-        )
+        (Finished::served(key, pid, exchange), None)
     }
 
     fn keys(held: Vec<Held>) -> Vec<u64> {

@@ -14,10 +14,12 @@ use aya::Ebpf;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use profiler_common::target_flags;
 
+use super::filtered;
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
 use super::maps::{self, Mapping, Maps};
 use super::named::Named;
+use super::openssl;
 use super::patience::{FILES, MEMORY, PATIENCE};
 use super::pending::Pending;
 use super::program::{self, Program};
@@ -28,8 +30,8 @@ use super::sockets::{self, Listening};
 use super::source::{self, Source};
 use super::targets::{Feature, TargetInfo};
 use crate::bpf::{
-    BoundaryProbes, CodeDeaths, Contexts, CpuSampler, KernelLogger, ProbeState, ProbeTable, Resident,
-    SyscallProbes, sys,
+    BoundaryProbes, CodeDeaths, Contexts, CpuSampler, KernelLogger, OpenSslProbes, ProbeState, ProbeTable,
+    Resident, SyscallProbes, sys,
 };
 use crate::config::{BoundarySource, Selection};
 use crate::correlate::ProcessEvent;
@@ -62,6 +64,9 @@ const FULL_SCAN: u32 = 6;
 /// CPUs, and processes that died unseen.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
+/// The name of a protocol that is seen in clear text where its library can be probed.
+const TLS: &str = "TLS";
+
 /// How long sampling waits for the tables of what is selected at the start; those of a service take 50 ms.
 const TABLES: Duration = Duration::from_secs(2);
 
@@ -73,6 +78,7 @@ pub struct Manager {
     pub sampler: CpuSampler,
     pub boundary: BoundaryProbes,
     pub calls: SyscallProbes,
+    pub openssl: OpenSslProbes,
     pub deaths: Resident<CodeDeaths>,
     pub contexts: Resident<Contexts>,
     pub probes: ProbeTable,
@@ -120,6 +126,7 @@ impl Manager {
             sampler: CpuSampler::new(frequency),
             boundary: BoundaryProbes::default(),
             calls: SyscallProbes::default(),
+            openssl: OpenSslProbes::default(),
             wish: BoundarySource::default(),
             deaths: Resident::new(deaths),
             contexts: Resident::new(contexts),
@@ -169,6 +176,7 @@ impl Manager {
                 next_housekeeping = now + HOUSEKEEPING_EVERY;
                 self.sampler.follow(&mut self.object, &self.probes);
                 self.roster.targets.sweep();
+                self.openssl.tend(&mut self.object, &self.probes);
                 self.bury();
                 let beat = || self.pulse.iter().for_each(Pulse::beat);
                 let by_calls = self.roster.targets.list().iter().any(|target| target.by_calls);
@@ -186,6 +194,7 @@ impl Manager {
         self.sampler.detach(&mut self.object);
         self.boundary.detach(&mut self.object);
         self.calls.detach(&mut self.object);
+        self.openssl.detach(&mut self.object);
         self.deaths.detach(&mut self.object);
         self.contexts.detach(&mut self.object);
         self.object
@@ -216,11 +225,16 @@ impl Manager {
                     self.dead(pid);
                 }
             }
-            Message::Protocol { pid, name } => self.roster.targets.update(pid, |info| {
-                if !info.other_protocols.contains(&name) {
-                    info.other_protocols.push(name);
+            Message::Protocol { pid, name } => {
+                let followed = name == TLS && self.attach_tls_later(pid);
+                if !followed {
+                    self.roster.targets.update(pid, |info| {
+                        if !info.other_protocols.contains(&name) {
+                            info.other_protocols.push(name);
+                        }
+                    });
                 }
-            }),
+            }
             Message::Include { pid, done } => {
                 if self.included.add(pid) {
                     self.consider(pid, false);
@@ -275,6 +289,7 @@ impl Manager {
     fn rescan(&mut self) {
         self.deaths.forget_all();
         self.contexts.forget_all();
+        self.openssl.forget_gone();
         self.bury();
         for pid in self.roster.unknown() {
             // One that is waiting for another look has its own reason not to be a target yet.
@@ -312,6 +327,7 @@ impl Manager {
         // Its end is not noticed any more.
         self.deaths.ended(key.pid);
         self.contexts.ended(key.pid);
+        self.openssl.ended(key.pid);
         self.roster.reject(key);
         (self.tell_reader)(pipeline::Control::ProcessRejected(key.pid));
     }
@@ -334,6 +350,7 @@ impl Manager {
     fn forget_code(&mut self, pid: u32) {
         self.deaths.ended(pid);
         self.contexts.ended(pid);
+        self.openssl.ended(pid);
         if let Some(unwinding) = &self.unwinding {
             unwinding.ended(pid);
         }
@@ -354,6 +371,13 @@ impl Manager {
         };
         info.key = key;
         self.boundary.inherit(parent, child);
+        if info.tls.works {
+            // A breakpoint of one process is not its child's.
+            info.tls = match PATIENCE.ask(child, MEMORY, move || Maps::read(child)) {
+                Ok(Ok(maps)) => self.attach_tls(key, info.runtime.name, Some(Path::new(&info.exe)), &maps),
+                _ => Feature::missing("its mappings cannot be read"),
+            };
+        }
         let ready = (info.interpreter_stacks.works || info.runtime.name != "python")
             && self.roster.inherited(parent, child);
         self.roster.enter(info);
@@ -460,6 +484,7 @@ impl Manager {
         let Found { mut target, runtime, interpreter_stacks, settled } =
             runtime::examine(pid, program.as_ref(), &maps);
         let attribution = runtime::attribution(&runtime, &maps);
+        let tls = self.attach_tls(who.key, runtime.name, who.exe.as_deref(), &maps);
         if !attribution.works {
             // Whose they are nobody could tell.
             target.flags &= !target_flags::SAMPLE;
@@ -494,6 +519,7 @@ impl Manager {
             ports,
             runtime,
             boundary,
+            tls,
             by_calls: calls,
             attribution,
             native_stacks,
@@ -527,6 +553,53 @@ impl Manager {
             Ok(()) => (Feature::works(format!("syscall: {reason}")), true),
             Err(error) => (Feature::missing(format!("{reason}; {error}")), false),
         }
+    }
+
+    /// Whether and where the clear text of TLS that this process ends itself is seen.
+    fn attach_tls(
+        &mut self,
+        key: ProcessKey,
+        runtime: &'static str,
+        exe: Option<&Path>,
+        maps: &Maps,
+    ) -> Feature {
+        let comes_back = openssl::comes_back(runtime, exe);
+        let mut places = openssl::libraries(maps);
+        places.extend(openssl::program(maps, exe).filter(|_| comes_back));
+        if !comes_back && !places.is_empty() {
+            return Feature::missing(openssl::UNSURE);
+        }
+        if let Some(reason) = filtered::refuses_return_probes(key.pid).filter(|_| !places.is_empty()) {
+            return Feature::missing(reason);
+        }
+        let (mut works, mut failed) = (Vec::new(), Vec::new());
+        for mapping in places {
+            let (pid, place) = (key.pid, mapping.clone());
+            let file = PATIENCE.ask(pid, FILES, move || maps::open(pid, &place));
+            let file = file.map_err(|e| e.to_string()).and_then(|file| file.map_err(|e| e.to_string()));
+            match file.and_then(|file| self.openssl.attach(&mut self.object, key, file)) {
+                Ok(sites) => works.push(format!("{sites} in {}", mapping.path.display())),
+                Err(reason) => failed.push(format!("{}: {reason}", mapping.file_name())),
+            }
+        }
+        if !works.is_empty() {
+            return Feature::works(format!("uprobe: {}", works.join("; ")));
+        }
+        Feature::missing(if failed.is_empty() { "it maps no OpenSSL".into() } else { failed.join("; ") })
+    }
+
+    /// TLS was met on a connection of a process, which may have loaded its library since it was looked at. Whether it is
+    /// followed.
+    fn attach_tls_later(&mut self, pid: u32) -> bool {
+        let Some(info) = self.roster.targets.get(pid) else { return false };
+        if info.tls.works || info.other_protocols.contains(&TLS) {
+            return info.tls.works;
+        }
+        let Ok(Ok(maps)) = PATIENCE.ask(pid, MEMORY, move || Maps::read(pid)) else { return false };
+        let tls = self.attach_tls(info.key, info.runtime.name, Some(Path::new(&info.exe)), &maps);
+        let works = tls.works;
+        self.roster.targets.update(pid, |info| info.tls = tls);
+        works
     }
 
     fn attach_library(&mut self, pid: u32, mapping: &Mapping) -> Result<String, String> {

@@ -6,12 +6,14 @@
 
 pub mod anonymous;
 pub mod elf;
+pub mod filtered;
 pub mod identity;
 pub mod joining;
 pub mod manager;
 pub mod maps;
 pub mod memory;
 mod named;
+mod openssl;
 pub mod patience;
 mod pending;
 mod program;

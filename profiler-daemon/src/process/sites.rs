@@ -104,6 +104,24 @@ pub fn entry_site_at(elf: &ElfFile, vaddr: u64) -> Result<u64, Reason> {
     Ok(to_offsets(elf, &[find_entry_site(&code, vaddr)?])?[0])
 }
 
+/// File offset of a function that both of two others hand their work to, where that begins with an emulated `push`. The
+/// second one hands it its own four arguments.
+///
+/// OpenSSL's `SSL_read` and `SSL_read_ex` begin with what must be single-stepped, and what they call has no name; a
+/// probe at a function's end can only be put in at its first instruction.
+pub fn inner_function(elf: &ElfFile, one: &str, other: &str) -> Option<u64> {
+    let (code, address) = code_of(elf, other).ok()?;
+    let inner = find_handed_on(&code, address)?;
+    let (code, address) = code_of(elf, one).ok()?;
+    if !calls(&code, address, inner) {
+        return None;
+    }
+    let mut begin = [0; ENTRY];
+    elf.read_vaddr(inner, &mut begin).ok()?;
+    let first = decode(&begin, inner, inner)?;
+    (first.code() == Code::Push_r64 && is_emulated(&first)).then(|| elf.offset_of(inner)).flatten()
+}
+
 /// Bytes at a function's start that are looked at where its size is not known: most begin with a `push`.
 const ENTRY: usize = 32;
 
@@ -242,6 +260,38 @@ fn find_entry_site(code: &[u8], address: u64) -> Result<u64, Reason> {
         }
         ip = instruction.next_ip();
     }
+}
+
+/// Whether the first instruction of a function is an emulated one.
+pub fn begins_cheaply(elf: &ElfFile, function: &str) -> bool {
+    let begins = |(code, address): (Vec<u8>, u64)| {
+        decode(&code, address, address).is_some_and(|first| is_emulated(&first))
+    };
+    code_of(elf, function).is_ok_and(begins)
+}
+
+/// What a function calls first, before any branch, with its four arguments as they were.
+fn find_handed_on(code: &[u8], address: u64) -> Option<u64> {
+    const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
+    let mut info = InstructionInfoFactory::new();
+    let mut ip = address;
+    loop {
+        let instruction = decode(code, address, ip)?;
+        if instruction.code() == Code::Call_rel32_64 {
+            return Some(instruction.near_branch_target());
+        }
+        if instruction.flow_control() != FlowControl::Next || overwrites(&mut info, &instruction, &ARGUMENTS)
+        {
+            return None;
+        }
+        ip = instruction.next_ip();
+    }
+}
+
+/// Whether some instruction of a function calls this one.
+fn calls(code: &[u8], address: u64, target: u64) -> bool {
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    decoder.iter().any(|i| i.code() == Code::Call_rel32_64 && i.near_branch_target() == target)
 }
 
 /// What a program at a result site reads.

@@ -28,6 +28,8 @@ pub struct TargetInfo {
     pub runtime: Runtime,
     /// Where requests are seen.
     pub boundary: Feature,
+    /// Where requests within TLS are seen that it ends itself.
+    pub tls: Feature,
     /// They are seen at its system calls.
     #[serde(skip)]
     pub by_calls: bool,
@@ -221,6 +223,7 @@ mod tests {
             ports: Vec::new(),
             runtime: Runtime { name: "native", version: None },
             boundary: Feature::works("uprobe"),
+            tls: Feature::missing("it maps no OpenSSL"),
             by_calls: false,
             attribution: Feature::works("thread"),
             native_stacks: Feature::works("frame pointers"),

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::tls::Trust;
+
 /// For a tree of the greatest depth there is, in a build without optimisation.
 const STACK: usize = 64 << 20;
 
@@ -83,22 +85,32 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// A client of one server: keeps its connection as long as the server does.
-#[derive(Debug)]
 pub struct Client {
     port: u16,
-    stream: Option<TcpStream>,
+    tls: Option<Trust>,
+    stream: Option<Box<dyn Wire>>,
     unread: Vec<u8>,
 }
 
+/// A connection, in clear text or not.
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
 impl Client {
     pub fn new(port: u16) -> Self {
-        Self { port, stream: None, unread: Vec::new() }
+        Self::trusting(port, None)
+    }
+
+    /// One that speaks TLS if there is somebody to trust. Exchanges are of the clear text.
+    pub fn trusting(port: u16, tls: Option<Trust>) -> Self {
+        Self { port, tls, stream: None, unread: Vec::new() }
     }
 
     /// One that goes on with a connection.
     pub fn on(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { port: stream.peer_addr()?.port(), stream: Some(stream), unread: Vec::new() })
+        let port = stream.peer_addr()?.port();
+        Ok(Self { stream: Some(Box::new(stream)), ..Self::new(port) })
     }
 
     /// Sends a request and reads the whole answer. After an error the next request has a new connection.
@@ -127,7 +139,10 @@ impl Client {
             let stream = TcpStream::connect(("127.0.0.1", self.port))?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(super::process::PATIENCE))?;
-            self.stream = Some(stream);
+            self.stream = Some(match &self.tls {
+                Some(trust) => Box::new(trust.over(stream)?),
+                None => Box::new(stream),
+            });
             self.unread.clear();
         }
         let start = monotonic_ns();
@@ -152,8 +167,8 @@ impl Client {
         Ok(exchange)
     }
 
-    fn stream(&mut self) -> io::Result<&mut TcpStream> {
-        self.stream.as_mut().ok_or(io::ErrorKind::NotConnected.into())
+    fn stream(&mut self) -> io::Result<&mut dyn Wire> {
+        self.stream.as_deref_mut().map(|wire| wire as &mut dyn Wire).ok_or(io::ErrorKind::NotConnected.into())
     }
 
     /// Reads more into `unread`; 0 = the server has closed.

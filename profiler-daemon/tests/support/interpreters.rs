@@ -52,9 +52,9 @@ pub struct Interpreter {
     pub version: &'static str,
     pub program: PathBuf,
     /// The program with the arguments that make it run.
-    line: Vec<OsString>,
+    pub line: Vec<OsString>,
     /// Variables that make it run.
-    variables: Vec<(OsString, OsString)>,
+    pub variables: Vec<(OsString, OsString)>,
     /// Its headers, if they are installed: folders to be searched.
     pub headers: Vec<PathBuf>,
     /// Where it and its library lie; `None` = the machine's own.

@@ -11,6 +11,7 @@
 )]
 
 pub mod browser;
+pub mod burned;
 pub mod daemon;
 pub mod gunicorn;
 pub mod http;
@@ -18,11 +19,13 @@ pub mod interpreters;
 pub mod load;
 pub mod nesting;
 pub mod no_gil;
+pub mod own_program;
 pub mod process;
 pub mod python;
 pub mod reader;
 pub mod served;
 pub mod skip;
+pub mod tls;
 pub mod tree;
 
 pub use daemon::Daemon;

@@ -13,11 +13,11 @@ use profiler_ebpf::head::begins_known_method;
 use super::{
     call::{Buffers, Call, Shape, Source},
     connection::{Flow, Shared},
-    context::context_elsewhere,
+    context::{context_elsewhere, end_turn},
     maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TARGETS, count, settings},
     piece::{self, Known},
     task::{Ids, header, ids, now, opened, read_kernel, read_user, task},
-    transfer,
+    tls, transfer,
 };
 
 /// Flags of calls that take nothing out of the stream: `MSG_OOB`, `MSG_PEEK`, `MSG_ERRQUEUE`.
@@ -101,18 +101,32 @@ pub fn sendfile<S: Source>(_ctx: &S, ids: Ids, call: &Call) -> u32 {
     0
 }
 
-/// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes in these
-/// buffers say that it is one.
+/// The connection of a call, if it is one to follow. `discover`: it may be created here, when the bytes in buffers of
+/// this shape say that it is one.
 #[inline(always)]
-fn followed(flow: &Flow, call: &Call, discover: Option<&Buffers>) -> Option<Shared> {
-    let conn = match Shared::of(flow.key) {
+fn followed(flow: &Flow, call: &Call, discover: Option<Shape>) -> Option<Shared> {
+    let known = Shared::of(flow.key);
+    if flow.direction == DIR_IN && call.result > 0 {
+        tls::received(flow, known);
+    }
+    let conn = match known {
         Some(conn) => conn,
         None => match discover {
-            Some(buffers) if call.result >= 4 => self::discover(flow, buffers)?,
+            Some(shape) if call.result >= 4 => self::discover(flow, &call.buffers(shape))?,
             _ => return None,
         },
     };
-    if conn.is(connection_flags::IGNORED) {
+    if conn.is(connection_flags::TLS) {
+        if flow.direction == DIR_OUT {
+            tls::sent(flow, entered(flow));
+        } else if call.result == 0
+            && conn.in_state() != connection_state::BODY
+            && conn.in_state() != connection_state::HEAD
+        {
+            deactivate(flow.ids.tid, flow.key);
+        }
+    }
+    if conn.is(connection_flags::IGNORED | connection_flags::TLS) {
         interleaved(flow);
         return None;
     }
@@ -160,8 +174,7 @@ fn transferred<S: Source>(
     discover: bool,
 ) -> u32 {
     let flow = Flow::new(ids, call.fd(), direction, S::MARK);
-    let buffers = call.buffers(shape);
-    let Some(conn) = followed(&flow, call, discover.then_some(&buffers)) else {
+    let Some(conn) = followed(&flow, call, discover.then_some(shape)) else {
         if direction == DIR_IN && call.result > 0 {
             context_elsewhere(u64::from(flow.fd));
         }
@@ -171,7 +184,7 @@ fn transferred<S: Source>(
     if call.result <= 0 {
         return ended(&flow, conn, call.result);
     }
-    transfer::start(ctx, &flow, conn, buffers, entered, call.result as u64)
+    transfer::start(ctx, &flow, conn, call.buffers(shape), entered, call.result as u64)
 }
 
 /// A call that writes is about to be made. When it returns is not when the bytes went out: the client that they wake
@@ -289,7 +302,7 @@ fn track(key: u64, conn: Connection) -> u64 {
     generation
 }
 
-const EMPTY: Connection = Connection {
+pub const EMPTY: Connection = Connection {
     generation: 0,
     activation: 0,
     inode: 0,
@@ -305,6 +318,7 @@ const EMPTY: Connection = Connection {
     reserved: 0,
 };
 
+/// In a library's function: whoever accepts a connection there becomes a target, where all are wanted.
 #[inline(always)]
 pub fn accept<S: Source>(ctx: &S) -> u32 {
     let ids = ids();
@@ -336,20 +350,39 @@ pub fn accept<S: Source>(ctx: &S) -> u32 {
         count(Stat::Adopted);
         debug!(ctx, "process {} accepted a connection and is a target now", ids.pid);
     }
+    accepted(ctx, ids, &call)
+}
+
+/// A target has accepted a connection.
+#[inline(always)]
+pub fn accepted<S: Source>(_ctx: &S, ids: Ids, call: &Call) -> u32 {
+    if call.result < 0 {
+        return 0;
+    }
     let fd = call.result as u32;
     let flow = Flow::new(ids, fd, DIR_IN, S::MARK);
     // The record of the new connection says so too, but if it is lost, no request within which it was accepted knows.
     interleaved(&flow);
-    context_elsewhere(u64::from(fd));
+    end_turn(ids.tid);
     let file = opened(fd);
     if file.as_ref().is_some_and(|file| !file.socket) {
         return 0; // a call with other numbers (32-bit) than it is taken for
     }
     let (inode, number) = file.map_or((0, 0), |file| (file.inode, file.number));
-    let generation = track(flow.key, Connection { inode, number, ..EMPTY });
+    begin(&flow, Connection { inode, number, ..EMPTY }, true);
+    0
+}
+
+/// A connection begins, which the daemon is `told` of. Returns its generation.
+#[inline(always)]
+pub fn begin(flow: &Flow, conn: Connection, told: bool) -> u64 {
+    let generation = track(flow.key, conn);
+    if !told {
+        return generation;
+    }
     let record = Accept {
-        header: Header { flags: S::MARK, ..header(Kind::Accept, ids, generation) },
-        conn: ConnId { generation, pid: ids.pid, fd },
+        header: Header { flags: flow.source, ..header(Kind::Accept, flow.ids, generation) },
+        conn: ConnId { generation, pid: flow.ids.pid, fd: flow.fd },
     };
     match EVENTS.reserve::<Accept>(0) {
         Some(mut slot) => {
@@ -358,7 +391,7 @@ pub fn accept<S: Source>(ctx: &S) -> u32 {
         }
         None => lost(flow.key),
     }
-    0
+    generation
 }
 
 const NO_PYTHON: profiler_common::PythonOffsets = profiler_common::PythonOffsets {

@@ -1,13 +1,13 @@
 //! A system call as the boundary programs see it, wherever they meet it.
 //!
 //! In: the registers behind a system call inside a libc function (a uprobe), or at the kernel's own entry and exit
-//! (raw tracepoints). Out: descriptor, buffers and result. Beyond this, one source is like the other.
+//! (raw tracepoints); or what a TLS library moved, at its return. Out: descriptor, buffers and result. Beyond this, one source is like the other.
 
 use aya_ebpf::{
     EbpfContext,
     bindings::pt_regs,
     maps::ProgramArray,
-    programs::{ProbeContext, RawTracePointContext},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use profiler_common::{flags, target_flags};
 use profiler_ebpf::memory::Memory;
@@ -109,6 +109,22 @@ impl Source for ProbeContext {
         let regs: &pt_regs = unsafe { &*self.regs };
         let (rdi, rsi, rdx, r10) = (regs.rdi, regs.rsi, regs.rdx, regs.r10);
         Some(Call { number: 0, rdi, rsi, rdx, r10, result: regs.rax as i64 })
+    }
+}
+
+/// Where a TLS library's function returns: no system call's registers are left.
+impl Source for RetProbeContext {
+    const MARK: u16 = flags::BY_TLS;
+    const FOLLOWS: u32 = 0;
+
+    #[inline(always)]
+    fn steps() -> &'static ProgramArray {
+        &TRANSFER_STEPS
+    }
+
+    #[inline(always)]
+    fn call(&self) -> Option<Call> {
+        None
     }
 }
 

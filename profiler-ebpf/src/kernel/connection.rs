@@ -94,8 +94,8 @@ pub const REPLACED: u64 = u64::MAX;
 
 /// A request may begin on the connection with this key. Whether its descriptor still leads to the socket that it was, as
 /// far as can be told: `fclose`, `dup2` and `close_range` close as well, and are not seen. The first time settles what it
-/// is. Whether an epoll instance waits for it, and whether it blocks, is noted. The result is [`REPLACED`], or [`flags::BY_CONTEXT`] if contexts
-/// tell who works for the request, or 0.
+/// is. Whether an epoll instance waits for it, and whether it blocks, is noted. The result is [`REPLACED`], or
+/// [`flags::BY_CONTEXT`] if contexts tell who works for the request, or 0.
 ///
 /// It is a function of its own, and one that the verifier checks by itself, because each way through it would be gone on
 /// with through all that its caller does.

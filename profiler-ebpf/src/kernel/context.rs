@@ -12,7 +12,7 @@
 //!
 //! A context's address may be another's after its death, so deaths are seen too.
 
-use profiler_common::{ContextKey, NO_FIELD, Stat, Target, connection_flags, context_use, target_flags};
+use profiler_common::{ContextKey, Stat, Target, connection_flags, context_use, target_flags};
 use profiler_ebpf::{
     context::{self, Here},
     python,
@@ -44,8 +44,7 @@ fn followed(pid: u32) -> u32 {
 #[inline(always)]
 fn here(target: &Target) -> Option<Here> {
     let set = settings();
-    let known = target.flags & target_flags::PYTHON != 0 && target.python.tstate_context != NO_FIELD;
-    if set.kernel.valid == 0 || !known {
+    if set.kernel.valid == 0 || target.flags & target_flags::PYTHON == 0 {
         return None;
     }
     let base = read_kernel::<u64>(task(), set.kernel.task_fsbase).ok()?;
@@ -74,7 +73,11 @@ pub fn tells(pid: u32) -> bool {
 pub extern "C" fn context_received(activation: u64, connection: u64, watched: u64) -> u64 {
     let ids = ids();
     let followed = followed(ids.pid);
-    if followed == 0 || watched == 0 {
+    if followed == 0 {
+        return 0;
+    }
+    if watched == 0 {
+        end_turn(ids.tid);
         return 0;
     }
     turn(ids, activation, connection);
@@ -98,7 +101,7 @@ pub extern "C" fn context_elsewhere(fd: u64) -> u64 {
     if opened(fd as u32).is_none_or(|file| file.watched) {
         turn(ids, 0, 0);
     } else {
-        waits(ids.tid);
+        end_turn(ids.tid);
     }
     0
 }
@@ -110,7 +113,7 @@ fn turn(ids: Ids, activation: u64, key: u64) {
     let then = (unsafe { TARGETS.get(ids.pid) }).and_then(here);
     let Some(then) = then else {
         // What was received before is over all the same.
-        return waits(ids.tid);
+        return end_turn(ids.tid);
     };
     if TURNS.insert(ids.tid, Turn { activation, key, then }, 0).is_err() {
         count(Stat::ContextsFull);
@@ -130,10 +133,10 @@ struct Owner {
 /// A turn goes before what its context was copied from: the callback of a connection may be in a copy of an earlier
 /// request's context, if it was paused and resumed there.
 #[inline(always)]
-fn owner_of(ids: Ids, here: Here) -> Option<Owner> {
+fn owner_of(ids: Ids, followed: u32, here: Here) -> Option<Owner> {
     // SAFETY: a lookup; the value is copied at once.
     if let Some(Turn { activation, key, then }) = unsafe { TURNS.get(ids.tid) }.copied() {
-        let reads_first = followed(ids.pid) & context_use::READS_FIRST != 0;
+        let reads_first = followed & context_use::READS_FIRST != 0;
         if context::in_turn(&Current, then, here, reads_first) {
             return if activation != 0 { Some(Owner { activation, received: key }) } else { None };
         }
@@ -143,9 +146,9 @@ fn owner_of(ids: Ids, here: Here) -> Option<Owner> {
     Some(Owner { activation: owner, received: 0 })
 }
 
-/// The thread waits for the next event: its turn is over.
+/// The thread waits for the next event, or does what is no loop's: its turn is over.
 #[inline(always)]
-pub fn waits(tid: u32) {
+pub fn end_turn(tid: u32) {
     if TURNS.get_ptr(tid).is_some() {
         let _ = TURNS.remove(tid);
     }
@@ -163,10 +166,14 @@ pub enum Sampled {
 
 #[inline(always)]
 pub fn sampled(ids: Ids, target: &Target) -> Sampled {
-    if followed(ids.pid) & context_use::USED == 0 {
+    if target.flags & target_flags::PYTHON == 0 {
         return Sampled::Unfollowed;
     }
-    match here(target).and_then(|here| owner_of(ids, here)) {
+    let followed = followed(ids.pid);
+    if followed & context_use::USED == 0 {
+        return Sampled::Unfollowed;
+    }
+    match here(target).and_then(|here| owner_of(ids, followed, here)) {
         Some(owner) => Sampled::Owned(owner.activation),
         None => Sampled::Nobodys,
     }
@@ -176,12 +183,13 @@ pub fn sampled(ids: Ids, target: &Target) -> Sampled {
 #[inline(always)]
 pub fn copied(copy: u64) -> u32 {
     let ids = ids();
-    if copy == 0 || followed(ids.pid) & context_use::USED == 0 {
+    let followed = followed(ids.pid);
+    if copy == 0 || followed & context_use::USED == 0 {
         return 0;
     }
     // SAFETY: a lookup; used at once.
     let Some(target) = (unsafe { TARGETS.get(ids.pid) }) else { return 0 };
-    let Some(owner) = here(target).and_then(|here| owner_of(ids, here)) else {
+    let Some(owner) = here(target).and_then(|here| owner_of(ids, followed, here)) else {
         // What had this address before is gone, whether or not that was seen.
         return death(copy);
     };

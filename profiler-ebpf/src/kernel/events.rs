@@ -8,14 +8,15 @@
 
 use profiler_common::connection_flags;
 
-use super::{boundary::interleaved_with, connection::Shared, context, maps::ACTIVE, task::ids};
+use super::{boundary::interleaved_with, connection::Shared, context, maps::ACTIVE, task::ids, tls};
 
 /// A thread is about to wait. `epoll_wait` and its kin are called in every turn of every event loop, so whoever is in no
-/// request costs two look-ups.
+/// request costs three look-ups.
 #[inline(always)]
 pub fn wait() -> u32 {
     let ids = ids();
-    context::waits(ids.tid);
+    context::end_turn(ids.tid);
+    tls::waits(ids.tid);
     let Some(active) = ACTIVE.get_ptr_mut(ids.tid) else { return 0 };
     // SAFETY: a live map value, and the entry of the current thread; the sampler uses other fields.
     let active = unsafe { &mut *active };

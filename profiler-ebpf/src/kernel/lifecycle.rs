@@ -11,7 +11,10 @@ use aya_log_ebpf::debug;
 use profiler_common::{Exit, Fork, Header, Kind, LIVE_UNKNOWN, Stat, target_flags};
 
 use super::{
-    maps::{ACTIVE, CODE_LIVES, CONTEXT_PROCESSES, EVENTS, QUIET, SPACES, TARGETS, TURNS, count, settings},
+    maps::{
+        ACTIVE, CODE_LIVES, CONTEXT_PROCESSES, EVENTS, QUIET, SPACES, TARGETS, TLS_THREADS, TURNS, count,
+        settings,
+    },
     task::{header, ids, now, read_kernel, task},
 };
 
@@ -74,6 +77,7 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
     for tid in [former, ids.tid] {
         let _ = ACTIVE.remove(tid);
         let _ = TURNS.remove(tid);
+        let _ = TLS_THREADS.remove(tid);
     }
     debug!(ctx, "process {} runs a new program", ids.pid);
     emit::<Header>(header(Kind::Exec, ids, now()));
@@ -89,6 +93,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     // a mark that stays would be the next thread's with this id.
     let _ = ACTIVE.remove(ids.tid);
     let _ = TURNS.remove(ids.tid);
+    let _ = TLS_THREADS.remove(ids.tid);
     if TARGETS.get_ptr(ids.pid).is_none() {
         return 0;
     }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps,
     helpers::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use profiler_common::unwind::{
     Block, CHUNK_BLOCKS, CHUNKS_MAX, MAPPINGS_MAX, Mapping, RULES_MAX, Rule, Space,
@@ -16,7 +16,12 @@ use profiler_common::{
 };
 use profiler_ebpf::{native::Found, places::PLACES, python::Known};
 
-use super::{context::Turn, sampler::Walk, transfer::Transfer};
+use super::{
+    context::Turn,
+    sampler::Walk,
+    tls::{Session, SessionKey, Thread},
+    transfer::Transfer,
+};
 
 /// The only way to the daemon. A ring and not per-CPU buffers, because records of one connection must keep their
 /// order. The daemon resizes it at load; 8 MiB hold about 200 ms of records at 60,000 requests a second.
@@ -114,6 +119,15 @@ pub static TURNS: HashMap<u32, Turn> = HashMap::with_max_entries(4096, 0);
 /// Processes whose contexts are followed.
 #[map]
 pub static CONTEXT_PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(CONTEXT_PROCESSES_MAX, 0);
+
+/// Threads that receive on connections with TLS: as many as serve such at once.
+#[map]
+pub static TLS_THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(4096, 0);
+
+/// What sessions of TLS work on. As many as connections are followed; not all ends are seen, so the one that was used
+/// least recently makes room, and is told anew when it receives again. 5 MB, preallocated as above.
+#[map]
+pub static TLS_SESSIONS: LruHashMap<SessionKey, Session> = LruHashMap::with_max_entries(65_536, 0);
 
 /// The sampler's continuation programs.
 #[map]

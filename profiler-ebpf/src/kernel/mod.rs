@@ -2,6 +2,7 @@
 
 pub mod boundary;
 pub mod call;
+mod capture;
 pub mod code;
 mod connection;
 pub mod context;
@@ -13,4 +14,5 @@ pub mod piece;
 pub mod sampler;
 pub mod syscall;
 pub mod task;
+pub mod tls;
 pub mod transfer;

@@ -1,42 +1,26 @@
 //! One contiguous piece of a connection's stream: is there a head in it, where does it end, tell the daemon.
 //!
-//! In: an address in the process, a length, the connection's state. Out: one `Data` record; heads are captured up
-//! to their empty line, bodies stay where they are.
+//! In: an address in the process, a length, the connection's state. Out: one `Data` record; heads are captured
+//! ([`capture`]), bodies stay where they are.
 
 use profiler_common::{
-    Active, Close, ConnId, DIR_IN, DIR_OUT, Data, HEAD_MAX, Kind, Stat, TOLD_BY_CONTEXT, connection_flags,
+    Active, Close, ConnId, DIR_IN, DIR_OUT, Data, Kind, Stat, TOLD_BY_CONTEXT, connection_flags,
     connection_state, flags,
 };
 use profiler_ebpf::head::{
-    Where, begins_known_method, empty_line, empty_lines, first_mark, may_be_request_line, may_begin_request,
-    may_begin_response,
+    Where, begins_known_method, empty_line, may_be_request_line, may_begin_request, may_begin_response,
 };
 
 use super::{
     boundary::interleaved,
+    capture::{self, How},
     connection::{Flow, REPLACED, Shared, connection_begins},
     context,
-    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, TRANSFERS, count},
-    task::{header, ids, now, read_at_most, unique},
+    maps::{ACTIVE, CONNECTIONS, EVENTS, QUIET, count},
+    task::{header, now, read_at_most, unique},
+    tls,
     transfer::Transfer,
 };
-
-/// A record with room for captured bytes. The room comes in three sizes, because a reservation's size must be a
-/// constant and most heads are short.
-#[repr(C)]
-struct Captured<const ROOM: usize> {
-    data: Data,
-    bytes: [u8; ROOM],
-}
-
-/// Bytes of another protocol that are captured: enough to tell TLS and HTTP/2 from the rest.
-const FOREIGN_MAX: u64 = 24;
-/// Bytes captured of one head. Servers refuse heads of more than 8 to 64 KiB; what goes on is none, but another
-/// protocol's text that began like one.
-const HEAD_TOTAL_MAX: u32 = 64 << 10;
-const SMALL: usize = 256;
-const MEDIUM: usize = 1024;
-const LARGE: usize = HEAD_MAX;
 
 /// What a piece needs to know of its transfer.
 #[derive(Clone, Copy)]
@@ -97,14 +81,7 @@ pub fn emit(flow: &Flow, conn: Shared, known: Known, address: u64, left: u64, la
         emit_plain_tail(flow, conn, known.entered, left, bits, 0, Tail::Before(end));
         return left;
     }
-    let how = How { bits, direction: flow.direction, source: flow.source, last }.pack();
-    if left <= SMALL as u64 {
-        capture_small(address, left, how)
-    } else if left <= MEDIUM as u64 {
-        capture_medium(address, left, how)
-    } else {
-        capture_large(address, left, how)
-    }
+    capture::take(address, left, How { bits, direction: flow.direction, source: flow.source, last })
 }
 
 /// What is sent means for the connection that a response has begun. False where it is nobody's answer: when the server
@@ -164,7 +141,7 @@ pub fn emit_together(flow: &Flow, conn: Shared, transfer: &Transfer) {
 
 /// The first bytes, at most eight, in the low bytes.
 #[inline(always)]
-fn first_bytes(address: u64, left: u64) -> u64 {
+pub fn first_bytes(address: u64, left: u64) -> u64 {
     let mut first = 0u64;
     if address == 0 || left == 0 {
         return 0;
@@ -224,7 +201,9 @@ fn begin_in(flow: &Flow, conn: Shared, known: Known, words: &[u64; 3], left: u64
             return Begin::Pass;
         }
         // TLS, or another protocol: said once, then left alone. Its first bytes tell which.
-        conn.set_flags(conn.flags() | connection_flags::IGNORED);
+        let wrapped = flow.source != tls::MARK && tls::begins(first, left);
+        let tls = if wrapped { connection_flags::TLS } else { 0 };
+        conn.set_flags(conn.flags() | connection_flags::IGNORED | tls);
         return Begin::Capture;
     }
     let told = connection_begins(flow.key);
@@ -288,7 +267,7 @@ fn emit_close(flow: &Flow, generation: u64, missing: u32, bits: u16) {
 /// From here on samples carry its mark, so its record must have its place in the ring and its time: the clock may
 /// interrupt right behind, and a sample in front of the record, or older than it, belongs to nothing that is known.
 #[inline(always)]
-fn activate(flow: &Flow, conn: Shared, bits: u16) {
+pub fn activate(flow: &Flow, conn: Shared, bits: u16) {
     if bits & flags::NEW_ACTIVATION == 0 {
         return;
     }
@@ -340,7 +319,7 @@ fn samples_lost(flow: &Flow, activation: u64) -> u32 {
 }
 
 #[inline(always)]
-fn data(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, lost: u32) -> Data {
+pub fn data(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: u16, errno: u32, lost: u32) -> Data {
     let mut head = header(Kind::Data, flow.ids, now());
     head.flags = bits | flow.source | contexts(conn);
     head.lost = lost;
@@ -400,7 +379,7 @@ fn emit_plain_tail(flow: &Flow, conn: Shared, entered: u64, advance: u64, bits: 
 /// A record did not fit. The next one of this connection says so; what it began is counted, because nothing that
 /// follows tells of it.
 #[inline(always)]
-fn missed(conn: Shared, bits: u16) {
+pub fn missed(conn: Shared, bits: u16) {
     conn.lose();
     count(Stat::BoundaryLostRing);
     if bits & flags::NEW_ACTIVATION != 0 {
@@ -409,7 +388,7 @@ fn missed(conn: Shared, bits: u16) {
 }
 
 #[inline(always)]
-fn read_tail(record: &mut Data, end: u64, length: u64) {
+pub fn read_tail(record: &mut Data, end: u64, length: u64) {
     let size = length.min(8);
     if size == 0 {
         return;
@@ -420,193 +399,8 @@ fn read_tail(record: &mut Data, end: u64, length: u64) {
     }
 }
 
-/// What is captured, besides its place.
-struct How {
-    /// Of the record's flags.
-    bits: u16,
-    direction: u16,
-    /// See [`Flow::source`].
-    source: u16,
-    /// The transfer ends with it.
-    last: bool,
-}
-
-impl How {
-    #[inline(always)]
-    fn pack(self) -> u64 {
-        let Self { bits, direction, source, last } = self;
-        u64::from(bits) | u64::from(direction) << 16 | u64::from(source) << 32 | u64::from(last) << 48
-    }
-
-    #[inline(always)]
-    fn unpack(packed: u64) -> Self {
-        Self {
-            bits: packed as u16,
-            direction: (packed >> 16) as u16,
-            source: (packed >> 32) as u16,
-            last: packed >> 48 != 0,
-        }
-    }
-}
-
-// Functions of their own, which the verifier checks by themselves: they are the largest part of what looks at a transfer,
-// and would be checked anew for each way that leads to them.
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn capture_small(address: u64, left: u64, how: u64) -> u64 {
-    capture::<SMALL>(address, left, how)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn capture_medium(address: u64, left: u64, how: u64) -> u64 {
-    capture::<MEDIUM>(address, left, how)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn capture_large(address: u64, left: u64, how: u64) -> u64 {
-    capture::<LARGE>(address, left, how)
-}
-
-/// Captures the head at `address`, of the current thread's transfer, into a record with `ROOM` bytes. How many of its
-/// `left` bytes it covers, as [`emit`].
-#[inline(always)]
-fn capture<const ROOM: usize>(address: u64, left: u64, how: u64) -> u64 {
-    let How { bits, direction, source, last } = How::unpack(how);
-    let ids = ids();
-    let Some(transfer) = TRANSFERS.get_ptr_mut(ids.tid) else { return left };
-    // SAFETY: a live map value, which only programs of the current thread use; the caller does not hold on to it.
-    let transfer = unsafe { &mut *transfer };
-    let flow = &Flow::new(ids, transfer.fd, direction, source);
-    let Some(conn) = Shared::of(flow.key) else { return left };
-    let first = first_bytes(address, left);
-    let incoming = flow.direction == DIR_IN;
-    let lost = conn.lost();
-    let Some(mut slot) = EVENTS.reserve::<Captured<ROOM>>(0) else {
-        activate(flow, conn, bits);
-        missed(conn, bits);
-        // Without the bytes the end of the head is unknown: take the rest for a body, the daemon resynchronises.
-        head_over(conn, incoming);
-        return left;
-    };
-    let record = slot.as_mut_ptr();
-    let mut covered = left;
-    // SAFETY: the reservation is ours until it is submitted, and all writes stay inside it.
-    unsafe {
-        (&raw mut (*record).data).write(data(flow, conn, transfer.entered, left, bits, 0, lost));
-        activate(flow, conn, bits);
-        let bytes = (&raw mut (*record).bytes).cast::<u8>();
-        let mut size = left;
-        if conn.is(connection_flags::IGNORED) && size > FOREIGN_MAX {
-            size = FOREIGN_MAX;
-        }
-        if size > ROOM as u64 {
-            size = ROOM as u64;
-        }
-        if read_at_most::<ROOM>(bytes, size, address).is_err() {
-            count(Stat::HeadReadFault);
-            (*record).data.header.flags |= flags::HEAD_FAULT;
-            slot.submit(QUIET);
-            conn.told(lost);
-            head_over(conn, incoming);
-            return left;
-        }
-        let window = if incoming { conn.window_in() } else { conn.window_out() };
-        // The result goes through memory, so that the verifier need not follow each position on its own.
-        (&raw mut transfer.scan).write_volatile(0);
-        let words = bytes.cast::<u64>();
-        let mut before = u64::from(window) << 32;
-        let mut i = 0usize;
-        while i < ROOM / 8 {
-            if (i * 8) as u64 >= size {
-                break;
-            }
-            let w = words.add(i).read();
-            let marks = empty_lines(before, w);
-            if marks != 0 {
-                (&raw mut transfer.scan).write_volatile((i * 8) as u64 + first_mark(marks));
-                break;
-            }
-            before = w;
-            i += 1;
-        }
-        let end = (&raw const transfer.scan).read_volatile();
-        let mut captured = size;
-        if end != 0 && end <= size {
-            captured = end;
-            (*record).data.header.flags |= flags::HEAD_END;
-            transfer.headed = 1;
-            head_over(conn, incoming);
-            let rest = left - end;
-            let next = first_bytes(address + end, rest);
-            if rest > 0
-                && if incoming {
-                    may_begin_request(next, rest) || may_begin_request_behind(next, rest)
-                } else {
-                    may_begin_response(next, rest)
-                }
-            {
-                covered = end;
-            }
-        } else if size < left || captured_more(conn, incoming, size as u32) > HEAD_TOTAL_MAX {
-            // Longer than we look: its end will not be seen.
-            head_over(conn, incoming);
-        } else {
-            let window = slide(window, first, address, left);
-            if incoming {
-                conn.set_window_in(window);
-            } else {
-                conn.set_window_out(window);
-            }
-        }
-        (*record).data.advance = covered;
-        (*record).data.captured = captured as u16;
-        if !incoming && last && covered == left {
-            read_tail(&mut (*record).data, address + left, left);
-        }
-    }
-    slot.submit(QUIET);
-    conn.told(lost);
-    covered
-}
-
-#[inline(always)]
-fn head_over(conn: Shared, incoming: bool) {
-    if incoming {
-        conn.set_in_state(connection_state::BODY);
-    } else {
-        conn.set_out_state(connection_state::BODY);
-    }
-}
-
-/// How much of the head in progress was captured, with `size` more bytes.
-#[inline(always)]
-fn captured_more(conn: Shared, incoming: bool, size: u32) -> u32 {
-    if incoming {
-        let total = conn.head_in().wrapping_add(size);
-        conn.set_head_in(total);
-        total
-    } else {
-        let total = conn.head_out().wrapping_add(size);
-        conn.set_head_out(total);
-        total
-    }
-}
-
 /// Whether an empty line stands in front of what may be a request.
 #[inline(always)]
-fn may_begin_request_behind(first: u64, left: u64) -> bool {
+pub fn may_begin_request_behind(first: u64, left: u64) -> bool {
     empty_line(first, left) && left > 2 && may_begin_request(first >> 16, left - 2)
-}
-
-/// The last four bytes of a head so far, after `left` more (which begin with `first`).
-#[inline(always)]
-fn slide(window: u32, first: u64, address: u64, left: u64) -> u32 {
-    if left < 4 {
-        let bits = 8 * (left as u32 & 3);
-        return (window >> bits) | ((first as u32) << ((32 - bits) & 31));
-    }
-    first_bytes(address + left - 4, 4) as u32
 }

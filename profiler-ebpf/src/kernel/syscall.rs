@@ -52,7 +52,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
         WRITEV => boundary::writev(ctx, ids, &call),
         SENDMSG => boundary::sendmsg(ctx, ids, &call),
         SENDFILE => boundary::sendfile(ctx, ids, &call),
-        ACCEPT | ACCEPT4 => boundary::accept(ctx),
+        ACCEPT | ACCEPT4 => boundary::accepted(ctx, ids, &call),
         _ => 0,
     };
     0

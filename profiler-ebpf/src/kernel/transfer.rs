@@ -44,12 +44,14 @@ pub struct Transfer {
     pub tail: u64,
     pub fd: u32,
     /// 1: a head ended earlier in it, so what follows that looks like one is one.
-    pub headed: u32,
+    pub headed: u16,
+    /// See [`Flow::source`].
+    source: u16,
 }
 
 impl Transfer {
     #[inline(always)]
-    pub fn new(conn: Shared, fd: u32, buffers: Buffers, entered: u64, total: u64) -> Self {
+    pub fn new(conn: Shared, flow: &Flow, buffers: Buffers, entered: u64, total: u64) -> Self {
         Self {
             generation: conn.generation(),
             entered,
@@ -61,8 +63,9 @@ impl Transfer {
             scan: 0,
             together: 0,
             tail: 0,
-            fd,
+            fd: flow.fd,
             headed: 0,
+            source: flow.source,
         }
     }
 }
@@ -77,7 +80,7 @@ pub fn start<S: Source>(
     entered: u64,
     total: u64,
 ) -> u32 {
-    let transfer = Transfer::new(conn, flow.fd, buffers, entered, total);
+    let transfer = Transfer::new(conn, flow, buffers, entered, total);
     if TRANSFERS.insert(flow.ids.tid, transfer, 0).is_err() {
         count(Stat::PipelineOverflow);
         piece::emit_plain(flow, conn, entered, total, flags::PIPELINE_OVERFLOW, 0);
@@ -125,7 +128,7 @@ fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
     // SAFETY: a live map value. Only programs of the current thread use and remove this entry, and they run one after
     // the other; it is not used behind `over`.
     let transfer = unsafe { &mut *entry };
-    let flow = Flow::new(ids, transfer.fd, direction, S::MARK);
+    let flow = Flow::new(ids, transfer.fd, direction, transfer.source);
     let Some(conn) = Shared::of(flow.key) else { return over(&flow) };
     let total = transfer.total;
     let done = transfer.offset;

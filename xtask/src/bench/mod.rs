@@ -19,6 +19,7 @@ use peer::{Peer, Tools};
 use report::Page;
 use slices::{Outcome, Shape};
 
+mod boundaries;
 mod peer;
 mod postgres;
 mod report;
@@ -56,6 +57,8 @@ pub enum Command {
     Overhead(OverheadOptions),
     /// Time per sample for deep stacks; memory of unwind tables, and how long they take to make
     Unwind(unwind::Options),
+    /// What it costs to see a request by each source, on a server that does nothing; whether all were seen
+    Boundaries(boundaries::Options),
 }
 
 #[derive(clap::Args)]
@@ -111,6 +114,7 @@ pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Overhead(options) => overhead(options),
         Command::Unwind(options) => unwind::run(options),
+        Command::Boundaries(options) => boundaries::run(options),
     }
 }
 

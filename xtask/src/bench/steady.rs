@@ -81,6 +81,17 @@ impl Counters {
         Ok(Some(Self { samples, probe_seconds: metric(addr, PROBE_METRIC)? }))
     }
 
+    /// Seconds inside each program since then, the costliest first.
+    pub fn spent_since(&self, before: &Self) -> Vec<(String, f64)> {
+        let earlier = |labels: &str| {
+            before.probe_seconds.iter().find(|(name, _)| name == labels).map_or(0.0, |(_, value)| *value)
+        };
+        let spent = |(labels, value): &(String, f64)| (labels.clone(), value - earlier(labels));
+        let mut seconds: Vec<(String, f64)> = self.probe_seconds.iter().map(spent).collect();
+        seconds.sort_by(|one, other| other.1.total_cmp(&one.1));
+        seconds
+    }
+
     /// Samples since then, and seconds inside the programs of this name.
     pub fn since(&self, before: &Self, probe: &str) -> (f64, f64) {
         let labels = format!("probe=\"{probe}\"");
@@ -116,12 +127,7 @@ pub fn measure(peer: Peer, tools: &Tools, site: &Site, shape: &Shape, duration: 
 }
 
 fn difference(before: &Counters, after: &Counters, requests: u64, elapsed: Duration) -> Sampling {
-    let earlier = |labels: &str| {
-        before.probe_seconds.iter().find(|(name, _)| name == labels).map_or(0.0, |(_, value)| *value)
-    };
-    let mut seconds: Vec<(String, f64)> =
-        after.probe_seconds.iter().map(|(labels, value)| (labels.clone(), value - earlier(labels))).collect();
-    seconds.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let seconds = after.spent_since(before);
     let total: f64 = seconds.iter().map(|(_, value)| value).sum();
     Sampling {
         samples_per_second: (after.samples - before.samples) / elapsed.as_secs_f64(),

@@ -5,7 +5,7 @@ use profiler_common::{FRAME_NATIVE_LEAF, FRAME_PYTHON, RawFrame, flags};
 use super::*;
 use crate::correlate::http::Exchange;
 use crate::process::identity::ProcessKey;
-use crate::record::{Boundary, Outcome};
+use crate::record::Outcome;
 use crate::store::{Config, Deadline, Filter, Sort, Store};
 
 fn finished(key: RequestKey, pid: u32) -> Message {
@@ -25,16 +25,7 @@ fn finished(key: RequestKey, pid: u32) -> Message {
         streaming: false,
         lost: 0,
     };
-    let done = Finished {
-        key,
-        pid,
-        boundary: Boundary::Uprobe,
-        exchange,
-        attributed: true,
-        by_context: false,
-        tail_samples: 0,
-        lost: 0,
-    };
+    let done = Finished::served(key, pid, exchange);
     Message::Finished(Box::new(done))
 }
 

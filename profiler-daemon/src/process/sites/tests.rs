@@ -243,3 +243,18 @@ fn this_machines_libc() {
     let error = result_sites(&elf, missing).unwrap_err();
     assert!(matches!(error, SiteError::NoCheapSite { reason: Reason::Undefined, .. }));
 }
+
+#[test]
+fn what_is_handed_on_with_all_arguments_is_found() {
+    // sub $8,%rsp; call AT+0x100; …: OpenSSL 3.0's `SSL_read_ex`.
+    let whole = [&[0x48, 0x83, 0xec, 0x08, 0xe8][..], &0xf7i32.to_le_bytes(), &[0xc3]].concat();
+    assert_eq!(find_handed_on(&whole, AT), Some(AT + 0x100));
+    assert!(calls(&whole, AT, AT + 0x100) && !calls(&whole, AT, AT + 0x101));
+    // xor %ecx,%ecx; call …: the fourth argument is another.
+    let other = [&[0x31, 0xc9, 0xe8][..], &0xf9i32.to_le_bytes()].concat();
+    assert_eq!(find_handed_on(&other, AT), None);
+    // test %edx,%edx; js …; call …: not always.
+    let branch = [&[0x85, 0xd2, 0x78, 0x10, 0xe8][..], &0xf7i32.to_le_bytes()].concat();
+    assert_eq!(find_handed_on(&branch, AT), None);
+    assert_eq!(find_handed_on(&[0x48, 0x83], AT), None, "not even an instruction");
+}

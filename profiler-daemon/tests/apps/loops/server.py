@@ -1,6 +1,8 @@
 """A server that answers each request in a task of its own, as ASGI servers do.
 
-    python server.py PORT [LOOP]          LOOP: asyncio (default), uvloop
+    python server.py PORT [LOOP [CERTIFICATE KEY]]          LOOP: asyncio (default), uvloop
+
+With a certificate it ends TLS itself.
 
 GET /KIND/N burns CPU in functions that no other request has (`own_N`), with awaits in between:
 
@@ -11,6 +13,9 @@ GET /KIND/N burns CPU in functions that no other request has (`own_N`), with awa
 /pool       asks a server by a connection that all requests share; the first one of all has opened it, in its own context,
             and stays for long. What handles the answers burns in `shareds`, which is nobody's
 
+/fetch      asks itself for /inner/N by a new connection with TLS, and burns before and after that
+/inner      one task
+
 X-Burned-Ns says how much CPU time it took before the response. All the while a task of nobody's burns in `nobodys`, and
 each connection is told about the last one's request by a context variable.
 """
@@ -18,32 +23,19 @@ each connection is told about the last one's request by a context variable.
 import asyncio
 import contextvars
 import functools
+import pathlib
 import socket
+import ssl
 import sys
 import threading
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from burning import make
+
 STEP = 0.002
 STEPS = 6
 name = contextvars.ContextVar("name")
-
-
-def make(number):
-    """A function that burns CPU, and adds up how much."""
-    source = f"""
-def own_{number}(seconds):
-    begin = clock()
-    until = begin + seconds
-    while clock() < until:
-        pass
-    burned.append(clock() - begin)
-"""
-    burned = []
-    scope = {"clock": time.thread_time, "burned": burned}
-    exec(compile(source, "made.py", "exec"), scope)
-    # It lives on: a name is read when the request is over.
-    kept.add(scope[f"own_{number}"])
-    return scope[f"own_{number}"], burned
 
 
 async def rounds(burn, count):
@@ -108,6 +100,17 @@ async def by_the_shared(burn):
         await asyncio.sleep(2)
 
 
+async def by_tls(burn, number):
+    burn(STEP)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+    burn(STEP)
+    writer.write(f"GET /inner/{number} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = await reader.readuntil(b"done")
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    burn(STEP)
+    writer.close()
+
+
 class Protocol(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport = transport
@@ -117,18 +120,23 @@ class Protocol(asyncio.Protocol):
         self.pending += data
         while b"\r\n\r\n" in self.pending:
             head, _, self.pending = self.pending.partition(b"\r\n\r\n")
-            asyncio.ensure_future(self.serve(head.split(b" ")[1].decode()))
+            # A loop holds no more than a weak reference to it.
+            task = asyncio.ensure_future(self.serve(head.split(b" ")[1].decode()))
+            kept.add(task)
+            task.add_done_callback(kept.discard)
 
     async def serve(self, path):
         _, kind, number = path.split("/")
         name.set(number)
-        burn, burned = make(number)
+        burn, burned = make(number if kind != "inner" else f"inner_{number}")
         if kind == "gather":
             await asyncio.gather(*[nested(burn) for _ in range(STEPS // 2)])
         elif kind == "thread":
             await in_threads(burn)
         elif kind == "pool":
             await by_the_shared(burn)
+        elif kind == "fetch":
+            await by_tls(burn, number)
         else:
             await rounds(burn, STEPS)
         assert name.get() == number
@@ -161,17 +169,23 @@ async def busy():
         await asyncio.gather(asyncio.sleep(0.004), asyncio.sleep(0.001))
 
 
-async def main(port):
+async def main():
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Protocol, "127.0.0.1", port)
+    server = await loop.create_server(Protocol, "127.0.0.1", port, ssl=context)
     kept.add(asyncio.ensure_future(busy()))
     await asyncio.get_running_loop().create_future()
     server.close()
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["uvloop"]:
+    port, context = int(sys.argv[1]), None
+    if sys.argv[2:3] == ["uvloop"]:
         import uvloop
 
         uvloop.install()
-    asyncio.run(main(int(sys.argv[1])))
+    if len(sys.argv) > 3:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*sys.argv[3:5])
+        trusting = ssl.create_default_context(cafile=sys.argv[3])
+        trusting.check_hostname = False
+    asyncio.run(main())
