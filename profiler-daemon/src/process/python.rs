@@ -114,7 +114,7 @@ pub struct Located {
     pub runtime: u64,
     pub interpreter_loop: InterpreterLoop,
     /// Addresses of its types of code objects and of frames.
-    code_type: Option<u64>,
+    pub code_type: Option<u64>,
     frame_type: Option<u64>,
     context_type: Option<u64>,
     /// `PyContext_CopyCurrent`.

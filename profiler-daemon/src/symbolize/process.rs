@@ -59,6 +59,8 @@ struct Generated {
 #[derive(Clone)]
 struct Interpreter {
     layout: Layout,
+    /// Where the type of code objects lies.
+    code_type: Option<u64>,
     /// Where its loop is: if something else is mapped there, it is another program's.
     code: InterpreterLoop,
 }
@@ -335,12 +337,12 @@ impl Process {
         {
             return Ok(known.clone());
         }
-        let layout = self.interpreter()?.ok_or(Reason::NoInterpreter)?.layout;
+        let &Interpreter { layout, code_type, .. } = self.interpreter()?.ok_or(Reason::NoInterpreter)?;
         if !self.is_current() {
             return Err(Reason::Gone);
         }
         let (memory, address, check) = (self.memory, raw.address, raw.check);
-        let read = move || Code::read(&memory, &layout, address, check);
+        let read = move || Code::read(&memory, &layout, code_type, address, check);
         let code = Rc::new(PATIENCE.ask(self.key.pid, MEMORY, read)??);
         self.codes.insert(raw.address, code.clone());
         self.code_bytes += code.size();
@@ -379,7 +381,8 @@ impl Process {
             let look = move || {
                 let Some(located) = python::locate(pid, &maps)? else { return Ok(None) };
                 let layout = located.layout(&memory)?;
-                Ok::<_, PythonError>(Some(Interpreter { layout, code: located.interpreter_loop }))
+                let (code_type, code) = (located.code_type, located.interpreter_loop);
+                Ok::<_, PythonError>(Some(Interpreter { layout, code_type, code }))
             };
             self.interpreter = Some(match PATIENCE.ask(pid, FILES, look) {
                 Ok(Ok(found)) => found,

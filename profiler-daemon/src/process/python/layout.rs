@@ -12,6 +12,10 @@ use profiler_common::{
 
 use super::Version;
 
+/// `PyObject.ob_refcnt` and `ob_type` (Include/object.h): the same in 3.8 to 3.14, unless built without the GIL.
+pub const OBJECT_REFERENCES: u16 = 0;
+pub const OBJECT_TYPE: u16 = 8;
+
 /// What differs between versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

@@ -1,8 +1,9 @@
 //! Code objects, read from a process's memory.
 //!
 //! In: the address of a code object and the checksum the kernel side took when it saw the frame. Out: the
-//! function's name, file, first line and line table. The process runs on meanwhile and may free the object: the
-//! checksum is compared before and after everything else is read.
+//! function's name, file, first line and line table. The process runs on meanwhile and may free the object, which leaves
+//! nearly all of it as it was, while the strings it led to are other strings already: so it has to be alive, and the same,
+//! before and after everything else is read.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use profiler_common::code_check;
 use super::linetable::line_at;
 use crate::process::memory::{Memory, ReadError};
 use crate::process::python::Layout;
-use crate::process::python::layout::{CodeLayout, LineFormat};
+use crate::process::python::layout::{CodeLayout, LineFormat, OBJECT_REFERENCES, OBJECT_TYPE};
 use crate::symbolize::text::clean;
 
 /// What does not change during a code object's life.
@@ -31,7 +32,7 @@ pub struct Code {
 pub enum CodeError {
     #[error(transparent)]
     Memory(#[from] ReadError),
-    /// Another object, or none, lies at the address by now.
+    /// It is dead: another object, or none, lies at the address by now.
     #[error("reused")]
     Reused,
     #[error("damaged")]
@@ -48,16 +49,23 @@ const HEAD_MAX: usize = 256;
 const NEGATIVE: u32 = 1 << 27;
 
 impl Code {
-    /// Reads the code object at `address` if its checksum is `check`.
-    pub fn read(memory: &impl Memory, layout: &Layout, address: u64, check: u32) -> Result<Self, CodeError> {
-        let head = Head::read(memory, layout, address)?;
+    /// Reads the code object at `address` if its checksum is `check` and it is alive. `kind`: the address of its type, if
+    /// that is known.
+    pub fn read(
+        memory: &impl Memory,
+        layout: &Layout,
+        kind: Option<u64>,
+        address: u64,
+        check: u32,
+    ) -> Result<Self, CodeError> {
+        let head = Head::read(memory, layout, kind, address)?;
         if head.check() != check {
             return Err(CodeError::Reused);
         }
         let name = read_text(memory, &layout.code, head.name)?;
         let filename = read_text(memory, &layout.code, head.filename)?;
         let lines = read_bytes(memory, &layout.code, head.lines)?;
-        if Head::read(memory, layout, address)? != head {
+        if Head::read(memory, layout, kind, address)? != head {
             return Err(CodeError::Reused);
         }
         let line_format = layout.code.line_format;
@@ -83,6 +91,14 @@ impl Code {
     }
 }
 
+/// Whether an object has references, by the first word of it (Include/object.h): a count in 32 bits, of which 3.14 uses the
+/// upper 16 for flags and all versions give immortal objects a value of their own. Both allocators put their lists of free
+/// memory there: 0, or the address of the next block, which lies above 4 GiB. Where it does not (malloc in a program at a
+/// fixed address), a second word of theirs lies where the type was.
+fn is_alive(references: u64) -> bool {
+    references as u32 != 0 && (references >> 32) as u16 == 0
+}
+
 /// The fields that matter, in one read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Head {
@@ -96,7 +112,12 @@ struct Head {
 }
 
 impl Head {
-    fn read(memory: &impl Memory, layout: &Layout, address: u64) -> Result<Self, CodeError> {
+    fn read(
+        memory: &impl Memory,
+        layout: &Layout,
+        kind: Option<u64>,
+        address: u64,
+    ) -> Result<Self, CodeError> {
         let Layout { walk, code, .. } = layout;
         let mut bytes = [0; HEAD_MAX];
         let last = code.filename.max(code.name).max(code.lines);
@@ -104,6 +125,10 @@ impl Head {
         memory.read(address, bytes)?;
         let int = |at: u16| field::<4>(bytes, at.into()).map(u32::from_le_bytes);
         let pointer = |at: u16| field::<8>(bytes, at.into()).map(u64::from_le_bytes);
+        let is_code = kind.is_none_or(|kind| pointer(OBJECT_TYPE) == Ok(kind));
+        if !is_code || !is_alive(pointer(OBJECT_REFERENCES)?) {
+            return Err(CodeError::Reused);
+        }
         Ok(Self {
             argcount: int(walk.code_argcount)?,
             kwonly: int(walk.code_kwonly)?,

@@ -41,6 +41,8 @@ int main(void) {
     O("context_previous", PyContext, ctx_prev);
     O("context_entered", PyContext, ctx_entered);
     O("tp_dealloc", PyTypeObject, tp_dealloc);
+    O("references", PyObject, ob_refcnt);
+    O("type", PyObject, ob_type);
 #if PY_VERSION_HEX < 0x030b0000
     O("current_frame", PyThreadState, frame);
     O("frame_code", PyFrameObject, f_code);
@@ -134,6 +136,8 @@ fn named(layout: &Layout) -> BTreeMap<&'static str, u64> {
     named.insert("context_previous", CONTEXT_PREVIOUS);
     named.insert("context_entered", CONTEXT_ENTERED);
     named.insert("tp_dealloc", deaths::TP_DEALLOC);
+    named.insert("references", layout::OBJECT_REFERENCES.into());
+    named.insert("type", layout::OBJECT_TYPE.into());
     named
 }
 

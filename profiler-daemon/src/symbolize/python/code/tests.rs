@@ -13,6 +13,7 @@ fn layout_311() -> Layout {
     layout(Version { major: 3, minor: 11 }).unwrap()
 }
 
+const KIND: u64 = 0x5000;
 const CODE: u64 = 0x1000;
 const NAME: u64 = 0x2000;
 const FILE: u64 = 0x3000;
@@ -36,6 +37,8 @@ fn table(data: &[u8], size: u64) -> Vec<u8> {
 
 fn object(name: Vec<u8>, file: Vec<u8>, lines: Vec<u8>) -> FakeMemory {
     let mut code = vec![0; 192];
+    code[..8].copy_from_slice(&1u64.to_le_bytes());
+    code[8..16].copy_from_slice(&KIND.to_le_bytes());
     code[48..52].copy_from_slice(&3u32.to_le_bytes());
     code[56..60].copy_from_slice(&2u32.to_le_bytes());
     code[64..68].copy_from_slice(&1u32.to_le_bytes());
@@ -51,7 +54,7 @@ fn check() -> u32 {
 }
 
 fn read(memory: &FakeMemory) -> Result<Code, CodeError> {
-    Code::read(memory, &layout_311(), CODE, check())
+    Code::read(memory, &layout_311(), Some(KIND), CODE, check())
 }
 
 #[test]
@@ -74,8 +77,9 @@ fn forged_objects_are_refused_or_cut() {
     assert!(read(&object(good(), good(), lines())).is_ok());
 
     let memory = object(good(), good(), lines());
-    assert_eq!(Code::read(&memory, &layout_311(), CODE, check() ^ 1), Err(CodeError::Reused));
-    assert_eq!(Code::read(&memory, &layout_311(), 0x9000, check()), Err(CodeError::Memory(ReadError::Fault)));
+    let read_at = |address, check| Code::read(&memory, &layout_311(), Some(KIND), address, check);
+    assert_eq!(read_at(CODE, check() ^ 1), Err(CodeError::Reused));
+    assert_eq!(read_at(0x9000, check()), Err(CodeError::Memory(ReadError::Fault)));
 
     let negative = text(1, true, u64::MAX, b"f");
     let odd_kind = text(3, false, 1, b"fff");
@@ -98,6 +102,62 @@ fn forged_objects_are_refused_or_cut() {
     let rude = read(&object(text(1, true, 4, b"a\n\x1bb"), good(), lines())).unwrap();
     assert_eq!(&*rude.name, "a\u{fffd}\u{fffd}b");
 }
+
+/// Whatever else is as it was.
+#[test]
+fn what_is_dead_has_no_name() {
+    let text = || text(1, true, 1, b"f");
+    // Free lists of pymalloc (the last one, and others), of malloc, objects of another type.
+    let (last, pymalloc, malloc) = ((0, KIND), (0x7f12_3456_7890, KIND), (0x1e3_f012, 0x5a5a_1234_9876_0001));
+    for (references, kind) in [last, pymalloc, malloc, (1, KIND + 8)] {
+        let mut memory = object(text(), text(), table(&[], 0));
+        memory.0[0].1[..16].copy_from_slice(&[references, kind].map(u64::to_le_bytes).concat());
+        assert_eq!(read(&memory), Err(CodeError::Reused), "{references:#x} {kind:#x}");
+    }
+    // Immortal ones of 3.11, 3.12 and 3.14.
+    for references in [999_999_999, 0xffff_ffff, 0x0004_0000_c000_0000] {
+        let mut memory = object(text(), text(), table(&[], 0));
+        memory.0[0].1[..8].copy_from_slice(&u64::to_le_bytes(references));
+        assert!(read(&memory).is_ok(), "{references:#x}");
+    }
+}
+
+/// Oracle: the interpreter, which says where its code objects are and lets some of them die. Small ones lie in its own
+/// allocator's memory, large ones in malloc's.
+fn code_that_died_has_no_name(interpreter: &Interpreter) -> Result<(), String> {
+    let script = "
+import sys
+made = [compile('def made(a): return a' + '; a += 1' * n, f'made{n}.py', 'exec') for n in (0, 900)]
+died = [compile('def died(a): return a' + '; a += 1' * n, f'died{n}.py', 'exec') for n in (0, 900)]
+inner = lambda all: all + [code.co_consts[0] for code in all]
+for name, all in ('made', inner(made)), ('died', inner(died)):
+    for c in all:
+        print(name, id(c), c.co_argcount, c.co_kwonlyargcount, c.co_flags, c.co_firstlineno)
+del died, all, c
+print('ready', flush=True)
+sys.stdin.readline()
+";
+    let python = Python::start(interpreter, script);
+    let located = locate(python.pid(), &Maps::read(python.pid()).unwrap()).unwrap().unwrap();
+    let memory = ProcessMemory::new(python.pid());
+    let layout = located.layout(&memory).unwrap();
+    assert!(located.code_type.is_some());
+    assert_eq!(python.output.len(), 8);
+    for line in &python.output {
+        let (name, numbers) = line.split_once(' ').unwrap();
+        let numbers: Vec<u64> = numbers.split(' ').map(|word| word.parse().unwrap()).collect();
+        let [address, rest @ ..] = numbers.as_slice() else { panic!("{line}") };
+        let fields: Vec<u32> = rest.iter().map(|number| *number as u32).collect();
+        let check = code_check(fields[0], fields[1], fields[2], fields[3]);
+        let code = Code::read(&memory, &layout, located.code_type, *address, check);
+        match name {
+            "made" => assert!(code.unwrap().filename.starts_with("made"), "{line}"),
+            _ => assert!(matches!(code, Err(CodeError::Reused | CodeError::Memory(_))), "{line}: {code:?}"),
+        }
+    }
+    Ok(())
+}
+on_each_version!(code_that_died_has_no_name);
 
 /// Oracle: what CPython itself says about the blocked thread (`f_lineno`), asked by another thread once the first is
 /// inside its blocking `read` system call.
@@ -136,12 +196,13 @@ outer(
     let (thread, frames) = python.output[0].split_once(' ').unwrap();
     let wanted: Vec<(String, String, u32, u32)> = serde_json::from_str(frames).unwrap();
     let memory = ProcessMemory::new(python.pid());
-    let layout = locate(python.pid(), &maps).unwrap().unwrap().layout(&memory).unwrap();
+    let located = locate(python.pid(), &maps).unwrap().unwrap();
+    let layout = located.layout(&memory).unwrap();
     let walked = walk(&target, &memory, thread.parse().unwrap());
     let found: Vec<(String, String, u32, u32)> = walked
         .iter()
         .map(|f| {
-            let code = Code::read(&memory, &layout, f.address, f.check).unwrap();
+            let code = Code::read(&memory, &layout, located.code_type, f.address, f.check).unwrap();
             (code.name.to_string(), code.filename.to_string(), code.first_line, code.line(f.lasti()))
         })
         .collect();
