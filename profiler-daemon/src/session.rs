@@ -24,6 +24,7 @@ use crate::pipeline::{
     BATCHES, CONTROLS, Control, FileExporter, Finisher, Live, LiveSettings, Message, Naming, Observer,
     Reader, Snapshot, Stats,
 };
+use crate::process::attaching::Attaching;
 use crate::process::manager::{self, Manager};
 use crate::process::patience::{PATIENCE, Unanswered};
 use crate::process::roster::Roster;
@@ -164,6 +165,7 @@ impl Session {
             kernel.object,
             kernel.logger,
             Roster::new(kernel.targets, kernel.connections.clone(), targets.clone()),
+            Attaching::new(probes.clone(), targets.clone(), config.boundary),
             kernel.deaths,
             kernel.contexts,
             u64::from(config.freq),
@@ -177,7 +179,6 @@ impl Session {
                 let _ = gone_out.send(control);
             }),
         );
-        manager.wish = config.boundary;
         let (unwinding, unwinder) = unwind::unwinding();
         let quality = Quality::default();
         manager.unwinding = Some(unwinding.clone());
@@ -317,7 +318,7 @@ impl Gauges {
             m.set_samples_unattributed(reason, n);
         }
         let tables = self.unwinding.report();
-        for (stage, reason, n) in lost(&kernel, &stats, &tables) {
+        for (stage, reason, n) in lost(&kernel, &stats, &tables, &self.targets) {
             m.set_events_lost(stage, reason, n);
         }
         m.set_unwind_errors("python", "fault", total(&kernel, Stat::PythonFault));
@@ -383,7 +384,7 @@ impl Gauges {
                 "attributed": s.correlate.samples_attributed,
                 "unattributed": map(unattributed(&kernel, &s).map(|(r, n)| (r.to_owned(), n)).to_vec()),
             },
-            "lost": map(lost(&kernel, &s, &tables).into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
+            "lost": map(lost(&kernel, &s, &tables, &self.targets).into_iter().map(|(stage, reason, n)| (format!("{stage}.{reason}"), n)).collect()),
             "unwind_errors": map(s.unresolved.iter().map(|(kind, reason, n)| (format!("{}.{reason}", kind_name(*kind)), *n)).collect()),
             "unwind": {
                 "stacks": self.quality.all().json(),
@@ -454,6 +455,7 @@ fn lost(
     kernel: &[u64; STAT_COUNT as usize],
     s: &Snapshot,
     tables: &unwind::Report,
+    targets: &Targets,
 ) -> Vec<(&'static str, &'static str, u64)> {
     let k = |stat| total(kernel, stat);
     vec![
@@ -472,6 +474,7 @@ fn lost(
         ("kernel", "pipeline_overflow", k(Stat::PipelineOverflow)),
         ("decode", "malformed", s.undecodable),
         ("manager", "queue_full", s.manager_untold),
+        ("manager", "tls_connection_early", targets.early()),
         ("correlate", "pipelined_unseen", s.correlate.requests_unseen),
         ("correlate", "table_full", s.correlate.refused),
         ("profile", "builders_full", s.samples_without_room),

@@ -123,13 +123,19 @@ fn recycled_workers_lose_nothing() {
     println!("{named} of {sampled} stacks of short-lived workers have names; {errors:#}");
     assert!(pids.len() >= 10, "only {} workers", pids.len());
     assert!(sampled >= 40, "only {sampled} requests were long enough to be sampled");
-    // Of five requests that a worker serves it is the last or the last two on an idle machine. On one that is busy the
-    // daemon may come to look when most workers are gone: how many is a matter of time, that some have names is not.
-    assert!(named * 5 >= sampled, "only {named} of {sampled} stacks have names; {errors:#}");
+    // Of five requests that a worker serves it is the last, if any. On a machine that is busy the daemon may come to look
+    // later: how many is a matter of time, that most have names is not.
+    assert!(named * 2 >= sampled, "only {named} of {sampled} stacks have names; {errors:#}");
     let counted =
         errors.as_object().is_some_and(|errors| errors.keys().any(|key| key.starts_with("python.")));
     assert!(named == sampled || counted, "{errors:#}");
     wait_for("dead workers to be forgotten", || (daemon.target_pids().len() <= 4).then_some(()));
+    // Workers that serve clear text pay for no probes on TLS.
+    let targets = daemon.json("/api/v1/targets")["targets"].clone();
+    for target in targets.as_array().expect("an array").iter().filter(|t| t["pid"] != server.master()) {
+        let detail = target["tls"]["detail"].as_str().expect("text");
+        assert!(detail.contains("when TLS is met") || detail.contains("maps no OpenSSL"), "{target:#}");
+    }
 }
 
 #[test]

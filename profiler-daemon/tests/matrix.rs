@@ -60,10 +60,20 @@ cells! {
     waitress_flask: ["-m", "waitress", "--listen", "ADDRESS", "--threads", "8", "with_flask:app"] => "none", ROUTES;
 }
 
+/// An interpreter that finds the applications.
+fn beside_the_applications(python: &Python) -> Command {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/matrix");
+    let path = std::env::join_paths([&folder, folder.parent().expect("a folder")]).expect("a path");
+    let mut command = Command::new(&python.program);
+    // The folder is part of the sources.
+    command.current_dir(&folder).env("PYTHONPATH", path).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
 fn start(python: &Python, cell: &Cell, files: &Certificate) -> (u16, Group) {
     let port = free_port();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/matrix");
-    let mut command = Command::new(&python.program);
+    let mut command = beside_the_applications(python);
     for argument in cell.run {
         match *argument {
             "PORT" => command.arg(port.to_string()),
@@ -73,22 +83,13 @@ fn start(python: &Python, cell: &Cell, files: &Certificate) -> (u16, Group) {
             other => command.arg(other),
         };
     }
-    let path = std::env::join_paths([&folder, folder.parent().expect("a folder")]).expect("a path");
-    // The folder is part of the sources.
-    command.current_dir(&folder).env("PYTHONPATH", path).env("PYTHONDONTWRITEBYTECODE", "1");
-    let group = Group::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
+    let group = Group::spawn(&mut command);
     wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
     (port, group)
 }
 
 fn check(name: &str, cell: &Cell) {
-    if !support::can_run(name) {
-        return;
-    }
-    let python = match Python::debian().or_else(|_| Python::pyenv()) {
-        Ok(python) => python,
-        Err(reason) => return skip(name, reason),
-    };
+    let Some(python) = support::any_python(name) else { return };
     let folder = tempfile::tempdir().expect("a directory");
     let (files, trust) = tls::certificate(folder.path());
     let trust = cell.tls.then_some(trust);
@@ -123,13 +124,7 @@ fn check(name: &str, cell: &Cell) {
 #[test]
 fn nginx_in_front_of_gunicorn() {
     const NAME: &str = "nginx_in_front_of_gunicorn";
-    if !support::can_run(NAME) {
-        return;
-    }
-    let python = match Python::debian().or_else(|_| Python::pyenv()) {
-        Ok(python) => python,
-        Err(reason) => return skip(NAME, reason),
-    };
+    let Some(python) = support::any_python(NAME) else { return };
     let folder = tempfile::tempdir().expect("a directory");
     let at = |name: &str| folder.path().join(name);
     let (socket, config, port) = (at("gunicorn.sock"), at("nginx.conf"), free_port());
@@ -147,13 +142,10 @@ fn nginx_in_front_of_gunicorn() {
         socket = socket.display(),
     );
     std::fs::write(&config, text).expect("a file");
-    let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/matrix");
-    let path = std::env::join_paths([&app, app.parent().expect("a folder")]).expect("a path");
-    let mut behind = Command::new(&python.program);
+    let mut behind = beside_the_applications(&python);
     let bind = format!("unix:{}", socket.display());
     behind.args(["-m", "gunicorn", "-k", "gthread", "--threads", "8", "-b", &bind, "with_flask:app"]);
-    behind.current_dir(&app).env("PYTHONPATH", path).env("PYTHONDONTWRITEBYTECODE", "1");
-    let behind = Group::spawn(behind.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
+    let behind = Group::spawn(&mut behind);
     wait_for("gunicorn to listen", || std::os::unix::net::UnixStream::connect(&socket).ok());
     let mut front = Command::new("nginx");
     front.arg("-c").arg(&config).stdin(Stdio::null()).stderr(Stdio::null());

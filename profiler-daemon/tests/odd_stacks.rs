@@ -101,13 +101,7 @@ fn counted(daemon: &Daemon, marker: &str) -> u64 {
 
 /// On the first build of a version that can be run.
 fn check(test: &str, version: &'static str) {
-    if !support::can_run(test) {
-        return;
-    }
-    let build = match support::first_build(version) {
-        Ok(found) => found,
-        Err(reason) => return skip(test, reason),
-    };
+    let Some(build) = support::first_build(test, version) else { return };
     let server = Server::start(build.command());
     let daemon = Daemon::start(&["--pid", &server.group.pid().to_string(), "--freq", "999"]);
     forged(&build, &server, &daemon);
@@ -189,11 +183,8 @@ fn python_frames_outlast_native_ones() {
 
 /// Free-threaded builds have other layouts; what is not known is said, and requests are seen all the same.
 fn without_gil(test: &str, version: &'static str) {
-    if !support::can_run(test) {
-        return;
-    }
-    let command = support::first_build(version).and_then(|build| no_gil::claiming(&build));
-    let command = match command {
+    let Some(build) = support::first_build(test, version) else { return };
+    let command = match no_gil::claiming(&build) {
         Ok(command) => command,
         Err(reason) => return skip(test, reason),
     };

@@ -50,13 +50,7 @@ fn burned(daemon: &Daemon, record: &Value) -> HashSet<String> {
 }
 
 fn check(test: &str, version: &'static str) {
-    if !support::can_run(test) {
-        return;
-    }
-    let build = match support::first_build(version) {
-        Ok(found) => found,
-        Err(reason) => return skip(test, reason),
-    };
+    let Some(build) = support::first_build(test, version) else { return };
     let (port, group) = start(build.command());
     let daemon = Daemon::start(&["--pid", &group.pid().to_string(), "--freq", "999"]);
     println!("{}: {}", build.name(), probe(&daemon, "the probe", "in 1 processes"));

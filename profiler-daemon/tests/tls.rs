@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::http::{Client, Exchange};
 use support::process::{Group, free_port};
 use support::tls::{self, Trust};
-use support::{Daemon, burned, interpreters, skip, wait_for};
+use support::{Daemon, burned, gunicorn, interpreters, skip, wait_for};
 
 struct Server {
     port: u16,
@@ -52,13 +52,7 @@ impl Server {
 
 /// `SSL_read` and `SSL_write` up to 3.9, those with `_ex` since.
 fn check(test: &str, version: &'static str) {
-    if !support::can_run(test) {
-        return;
-    }
-    let build = match support::first_build(version) {
-        Ok(build) => build,
-        Err(reason) => return skip(test, reason),
-    };
+    let Some(build) = support::first_build(test, version) else { return };
     let has_ssl = build.command().args(["-c", "import ssl"]).stderr(Stdio::null()).status();
     if !has_ssl.is_ok_and(|status| status.success()) {
         return skip(test, format!("{} has no ssl module", build.name()));
@@ -72,18 +66,23 @@ fn check(test: &str, version: &'static str) {
     let records = daemon.records_by_path("", done.len() + inner);
     assert_eq!(records.len(), done.len() + inner);
     assert!(records.values().all(|record| record["boundary"] == "tls"), "{records:#?}");
-    assert_eq!(records.keys().filter(|path| path.starts_with("/inner/")).count(), inner);
     same_bytes(&records, &done);
-    // Nothing of what it asked itself for is in the request that asked.
-    let all: Vec<String> = (0..done.len()).map(|n| format!("own_inner_{n}")).collect();
-    let sums =
-        burned::seen(&daemon, &records, &done, "thread", &all.iter().map(|s| &**s).collect::<Vec<_>>());
-    burned::nearly_all(&build.name(), &sums);
+    burned::nearly_all(&build.name(), &burned::seen(&daemon, &records, &done, "thread", &[]));
+    seen_of_inner(&daemon, &records, "thread", &[]);
     assert_eq!(targets(&daemon, "other_protocols"), "[]");
     println!("PROFILED {}", build.name());
 }
 
 interpreters::each_version!(check);
+
+/// What a server asked itself for has its own time, and none of whoever asked.
+fn seen_of_inner(daemon: &Daemon, records: &HashMap<String, Value>, attribution: &str, nobodys: &[&str]) {
+    let inner = records.iter().filter_map(|(path, record)| Some((path.strip_prefix("/inner/")?, record)));
+    let seen = inner.map(|(number, record)| {
+        burned::seen_in(daemon, record, &format!("inner_{number}"), attribution, nobodys)
+    });
+    assert!(seen.sum::<u64>() > 0, "nothing of what they burned");
+}
 
 fn same_bytes(records: &HashMap<String, Value>, done: &[Exchange]) {
     for exchange in done {
@@ -115,10 +114,9 @@ fn loops(test: &str, event_loop: &str) {
     assert_eq!(records.len(), done.len() + inner);
     assert_eq!(records.keys().filter(|path| path.starts_with("/inner/")).count(), inner);
     same_bytes(&records, &done);
-    let all: Vec<String> = (0..done.len()).map(|n| format!("own_inner_{n}")).collect();
-    let mut nobodys: Vec<&str> = all.iter().map(|name| &**name).collect();
-    nobodys.push("nobodys");
+    let nobodys = ["nobodys"];
     burned::nearly_all(test, &burned::seen(&daemon, &records, &done, "context", &nobodys));
+    seen_of_inner(&daemon, &records, "context", &nobodys);
     assert_eq!(daemon.status()["lost"]["kernel.tls_request_unseen"], 0, "{:#}", daemon.status());
 }
 
@@ -158,6 +156,39 @@ fn connections_that_were_open_already() {
     same_bytes(&records, seen);
 }
 
+/// A worker gets its probes when it is forked if its service is known to speak TLS; else when TLS is met on one of its
+/// connections, or of its siblings'. What was lost by then is counted.
+#[test]
+fn workers_that_are_forked() {
+    const TEST: &str = "workers_that_are_forked";
+    let Some(python) = support::any_python(TEST) else { return };
+    let folder = tempfile::tempdir().expect("a directory");
+    let (files, trust) = tls::certificate(folder.path());
+    let (port, file) = (free_port(), |path: &Path| path.to_str().expect("text").to_owned());
+    let (certificate, key) = (file(&files.certificate), file(&files.key));
+    let tls = ["--workers", "1", "--max-requests", "4", "--certfile", &certificate, "--keyfile", &key];
+    let group = Group::spawn(&mut gunicorn::command(&python, port, &tls));
+    wait_for("the server to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
+    let daemon = Daemon::start(&["--pid", &group.pid().to_string(), "--freq", "999"]);
+    // Nobody knows yet what they speak.
+    group.signal(libc::SIGTTIN);
+    wait_for("another worker", || (targets(&daemon, "tls").contains("when TLS is met")).then_some(()));
+    let ask = |n| Client::trusting(port, Some(trust.clone())).request("GET", &format!("/a/{n}"), b"");
+    let done: Vec<Exchange> = (0..40).map(|n| ask(n).expect("an answer")).collect();
+    let workers: BTreeSet<u64> = done.iter().map(|exchange| exchange.number("x-pid")).collect();
+    assert!(workers.len() >= 5, "{workers:?}");
+    let early = || daemon.status()["lost"]["manager.tls_connection_early"].as_u64().expect("a number");
+    let records = wait_for("what was not lost", || {
+        let records = daemon.records("");
+        (records.len() as u64 + early() >= done.len() as u64).then_some(records)
+    });
+    assert_eq!(records.len() as u64 + early(), done.len() as u64);
+    // How many is a matter of time.
+    assert!(records.len() * 2 > done.len(), "{} of {}", records.len(), done.len());
+    let seen = |exchange: &&Exchange| records.iter().any(|record| record["path"] == exchange.path());
+    assert_eq!(done.iter().filter(seen).count(), records.len(), "each once");
+}
+
 /// What is inside TLS need not be HTTP/1.
 #[test]
 fn another_protocol_inside() {
@@ -185,14 +216,14 @@ fn node() {
     if Command::new("node").arg("--version").stdout(Stdio::null()).status().is_err() {
         return skip(TEST, "node is not installed");
     }
-    let server = start(Command::new("node"), "server.js");
+    let server = start_with(Command::new("node"), "matrix/with_node.js", &[]);
     let daemon = server.daemon();
     let mut kept: Vec<Client> = (0..4).map(|_| server.client()).collect();
     let done: Vec<Exchange> = (0..100)
         .map(|n| {
             let body = vec![b'x'; if n % 7 == 1 { 100_000 } else { 0 }];
             let method = if body.is_empty() { "GET" } else { "POST" };
-            kept[n % 4].request(method, &format!("/{n}"), &body).expect("an answer")
+            kept[n % 4].request(method, &format!("/burn/{n}"), &body).expect("an answer")
         })
         .collect();
     daemon.recorded_exactly(&done);

@@ -185,7 +185,7 @@ pub(super) fn detach_links(object: &mut Ebpf, links: Links) {
     });
 }
 
-fn take_link(object: &mut Ebpf, program: &str, link: UProbeLinkId) -> Option<UProbeLink> {
+pub(super) fn take_link(object: &mut Ebpf, program: &str, link: UProbeLinkId) -> Option<UProbeLink> {
     let program: &mut UProbe = object.program_mut(program)?.try_into().ok()?;
     program.take_link(link).ok()
 }

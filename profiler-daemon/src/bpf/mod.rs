@@ -9,6 +9,7 @@ mod btf;
 pub(crate) mod connections;
 mod contexts;
 mod deaths;
+mod detacher;
 mod entries;
 mod load;
 mod loss;

@@ -22,7 +22,8 @@ use aya::programs::uprobe::UProbeScope;
 use aya::programs::{ProgramError, UProbe};
 
 use super::boundary::{BoundaryError, Links, detach_links};
-use super::{ProbeState, ProbeTable};
+use super::detacher::Detacher;
+use super::{ProbeState, ProbeTable, sys};
 use crate::process::elf::{ElfFile, FileId};
 use crate::process::identity::{self, ProcessKey};
 use crate::process::maps::in_user_space;
@@ -57,45 +58,86 @@ struct Examined {
     dear: Vec<&'static str>,
 }
 
+/// A process that has probes.
+struct Probed {
+    key: ProcessKey,
+    /// When the last of them was in, ns of the kernel's clock.
+    since: u64,
+    files: HashMap<FileId, Links>,
+}
+
 /// Probes by process.
 #[derive(Default)]
 pub struct OpenSslProbes {
-    processes: HashMap<u32, (ProcessKey, HashMap<FileId, Links>)>,
+    processes: HashMap<u32, Probed>,
     /// `None`: there is no OpenSSL in it.
     files: HashMap<FileId, Option<Arc<Examined>>>,
     /// Of processes that are gone.
     loose: Links,
+    detacher: Detacher,
 }
 
 impl OpenSslProbes {
     /// Puts probes into a process, on one of its files. The result is for people.
     pub fn attach(&mut self, object: &mut Ebpf, process: ProcessKey, file: File) -> Result<String, String> {
         let pid = process.pid;
-        if self.processes.get(&pid).is_some_and(|(key, _)| *key != process) {
-            self.ended(pid);
-        }
         let id = FileId::of(&file).map_err(|e| e.to_string())?;
         let found = self.examined(pid, id, file)?;
-        let sites = match found.dear.len() {
+        self.put(object, process, id, &found)?;
+        Ok(match found.dear.len() {
             0 => format!("{} sites", found.wanted.len()),
             _ => format!("{} sites, none of them cheap in {}", found.wanted.len(), found.dear.join(", ")),
-        };
-        if self.processes.get(&pid).is_some_and(|(_, files)| files.contains_key(&id)) {
-            return Ok(sites);
+        })
+    }
+
+    /// Since when a process has probes, ns of the kernel's clock.
+    pub fn since(&self, process: ProcessKey) -> Option<u64> {
+        self.processes.get(&process.pid).filter(|probed| probed.key == process).map(|probed| probed.since)
+    }
+
+    /// A child maps what its parent maps, but a breakpoint of one process is not another's.
+    pub fn inherit(&mut self, object: &mut Ebpf, parent: u32, child: ProcessKey) -> Result<(), String> {
+        let files =
+            self.processes.get(&parent).map_or_else(Vec::new, |of| of.files.keys().copied().collect());
+        if files.is_empty() {
+            return Err("its parent has no probes".into());
+        }
+        files.into_iter().try_for_each(|id| match self.files.get(&id).cloned().flatten() {
+            Some(found) => self.put(object, child, id, &found),
+            None => Err("its files were forgotten".into()),
+        })
+    }
+
+    fn put(
+        &mut self,
+        object: &mut Ebpf,
+        process: ProcessKey,
+        id: FileId,
+        found: &Examined,
+    ) -> Result<(), String> {
+        let pid = process.pid;
+        if self.processes.get(&pid).is_some_and(|probed| probed.key != process) {
+            self.ended(pid);
+        }
+        if self.processes.get(&pid).is_some_and(|probed| probed.files.contains_key(&id)) {
+            return Ok(());
         }
         if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&pid) {
             return Err(format!("{PROCESSES_MAX} processes have probes on OpenSSL already"));
         }
         let mut links = Links::new();
-        let attached = put_all(object, &found, pid, &mut links);
+        let attached = put_all(object, found, pid, &mut links);
         let same = identity::key(pid).ok() == Some(process);
         if attached.is_err() || !same {
-            detach_links(object, links);
+            self.detacher.take(object, links);
             attached?;
             return Err("it ended".into());
         }
-        self.processes.entry(pid).or_insert_with(|| (process, HashMap::new())).1.insert(id, links);
-        Ok(sites)
+        let new = || Probed { key: process, since: 0, files: HashMap::new() };
+        let probed = self.processes.entry(pid).or_insert_with(new);
+        probed.files.insert(id, links);
+        probed.since = sys::monotonic_ns();
+        Ok(())
     }
 
     fn examined(&mut self, pid: u32, id: FileId, file: File) -> Result<Arc<Examined>, String> {
@@ -119,23 +161,22 @@ impl OpenSslProbes {
 
     /// The process is gone, or runs another program.
     pub fn ended(&mut self, pid: u32) {
-        if let Some((_, files)) = self.processes.remove(&pid) {
-            self.loose.extend(files.into_values().flatten());
+        if let Some(probed) = self.processes.remove(&pid) {
+            self.loose.extend(probed.files.into_values().flatten());
         }
     }
 
     /// Events were lost: any process may be another.
     pub fn forget_gone(&mut self) {
-        let gone = |(pid, (key, _)): (&u32, &(ProcessKey, _))| {
-            (identity::key(*pid).ok() != Some(*key)).then_some(*pid)
-        };
+        let gone =
+            |(pid, probed): (&u32, &Probed)| (identity::key(*pid).ok() != Some(probed.key)).then_some(*pid);
         let gone: Vec<u32> = self.processes.iter().filter_map(gone).collect();
         gone.into_iter().for_each(|pid| self.ended(pid));
     }
 
     /// To be called once a second.
     pub fn tend(&mut self, object: &mut Ebpf, probes: &ProbeTable) {
-        detach_links(object, std::mem::take(&mut self.loose));
+        self.detacher.take(object, std::mem::take(&mut self.loose));
         match self.processes.len() {
             0 => probes.remove(PROBE),
             n => probes.set(PROBE, ProbeState::Active { detail: format!("OpenSSL in {n} processes") }),

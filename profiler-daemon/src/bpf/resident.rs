@@ -14,6 +14,7 @@ use aya::programs::UProbe;
 use aya::programs::uprobe::UProbeScope;
 
 use super::boundary::{Links, detach_links};
+use super::detacher::Detacher;
 use super::{ProbeState, ProbeTable};
 use crate::process::identity::{self, ProcessKey};
 use crate::process::memory::{Memory, ProcessMemory};
@@ -66,6 +67,7 @@ pub struct Resident<K> {
     known: HashSet<u32>,
     /// Of processes that are gone.
     loose: Links,
+    detacher: Detacher,
 }
 
 impl<K: Kind> Resident<K> {
@@ -76,6 +78,7 @@ impl<K: Kind> Resident<K> {
             refused: HashMap::new(),
             known: HashSet::new(),
             loose: Links::new(),
+            detacher: Detacher::default(),
         }
     }
 
@@ -113,7 +116,7 @@ impl<K: Kind> Resident<K> {
             }
         }
         self.known = live.into_keys().collect();
-        self.let_loose_go(object);
+        self.detacher.take(object, std::mem::take(&mut self.loose));
         self.tell(probes);
     }
 
@@ -152,10 +155,6 @@ impl<K: Kind> Resident<K> {
     /// Takes all probes away.
     pub fn detach(&mut self, object: &mut Ebpf) {
         self.forget_all();
-        self.let_loose_go(object);
-    }
-
-    fn let_loose_go(&mut self, object: &mut Ebpf) {
         detach_links(object, std::mem::take(&mut self.loose));
     }
 

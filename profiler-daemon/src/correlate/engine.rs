@@ -350,7 +350,10 @@ impl Engine {
                     self.revoke_all(place, sink);
                 }
                 Found::Unowned => self.unowned(place, sink),
-                Found::Verdict(protocol) => sink(Output::Protocol { pid: place.0, protocol }),
+                Found::Verdict(protocol) => {
+                    let time = self.conn(place).map_or(0, |conn| conn.machine.last_activity());
+                    sink(Output::Protocol { pid: place.0, protocol, time });
+                }
             }
         }
         self.scratch = found;

@@ -34,10 +34,11 @@ pub enum Output<'a> {
     /// This connection is gone without a close, with its process, its program or by itself: the kernel side may know it
     /// still.
     Left(ConnId),
-    /// A connection of this process speaks something else.
+    /// A connection of this process speaks something else, as was seen at this time, ns.
     Protocol {
         pid: u32,
         protocol: Protocol,
+        time: u64,
     },
 }
 

@@ -10,7 +10,6 @@ use profiler_common::{ConnId, RawFrame, flags};
 
 use super::Stats;
 use crate::bpf::{Connections, Loss, Ring, sys};
-use crate::correlate::http::Protocol;
 use crate::correlate::{AUDIT_EVERY, Engine, Finished, Output, ProcessEvent, RequestKey};
 use crate::decode;
 use crate::health::Pulse;
@@ -346,13 +345,8 @@ impl Route<'_> {
                 }
             }
             Output::Finished(finished) => self.batch.push(Message::Finished(finished)),
-            Output::Protocol { pid, protocol } => {
-                let name = match protocol {
-                    Protocol::NotHttp => "not HTTP",
-                    Protocol::Http2 => "HTTP/2",
-                    Protocol::Tls => "TLS",
-                };
-                self.tell(manager::Message::Protocol { pid, name });
+            Output::Protocol { pid, protocol, time } => {
+                self.tell(manager::Message::Protocol { pid, protocol, time });
             }
             Output::Process(event) => {
                 match event {

@@ -68,9 +68,5 @@ mod tests {
         assert!(is_filtered("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
         assert!(!is_filtered("Name:\tx\nSeccomp:\t0\n"));
         assert!(is_filtered(""), "it cannot be read");
-        assert!(
-            refuses_return_probes(std::process::id()).is_none()
-                || kills(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap())
-        );
     }
 }

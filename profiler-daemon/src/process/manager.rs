@@ -1,9 +1,9 @@
 //! Follows the host's processes and keeps the kernel side in step.
 //!
-//! In: process events from the pipeline, a scan now and then. Out: entries of the kernel's `TARGETS` map,
-//! boundary probes on C libraries as they appear, sampling on CPUs as they come and go, and the table of
-//! [`Targets`](super::targets::Targets). It owns the loaded object and runs on a thread of its own, because it reads files and memory of
-//! processes that may be slow to answer.
+//! In: process events from the pipeline, a scan now and then. Out: entries of the kernel's `TARGETS` map, probes
+//! ([`Attaching`]), sampling on CPUs as they come and go, and the table of [`Targets`](super::targets::Targets). It owns the
+//! loaded object and runs on a thread of its own, because it reads files and memory of processes that may be slow to
+//! answer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,27 +14,23 @@ use aya::Ebpf;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use profiler_common::target_flags;
 
-use super::filtered;
+use super::attaching::Attaching;
 use super::identity::{self, Identity, ProcessKey};
 use super::joining;
-use super::maps::{self, Mapping, Maps};
+use super::maps::Maps;
 use super::named::Named;
-use super::openssl;
 use super::patience::{FILES, MEMORY, PATIENCE};
 use super::pending::Pending;
-use super::program::{self, Program};
+use super::program;
 use super::roster::Roster;
 use super::runtime::{self, Found};
 use super::service;
 use super::sockets::{self, Listening};
-use super::source::{self, Source};
 use super::targets::{Feature, TargetInfo};
-use crate::bpf::{
-    BoundaryProbes, CodeDeaths, Contexts, CpuSampler, KernelLogger, OpenSslProbes, ProbeState, ProbeTable,
-    Resident, SyscallProbes, sys,
-};
-use crate::config::{BoundarySource, Selection};
+use crate::bpf::{CodeDeaths, Contexts, CpuSampler, KernelLogger, ProbeState, ProbeTable, Resident, sys};
+use crate::config::Selection;
 use crate::correlate::ProcessEvent;
+use crate::correlate::http::Protocol;
 use crate::health::Pulse;
 use crate::pipeline;
 use crate::unwind::Unwinding;
@@ -42,9 +38,11 @@ use crate::unwind::Unwinding;
 /// What the manager is told.
 pub enum Message {
     Process(ProcessEvent),
+    /// Something else than HTTP/1 was met on a connection of this process, at this time of the kernel's clock, ns.
     Protocol {
         pid: u32,
-        name: &'static str,
+        protocol: Protocol,
+        time: u64,
     },
     /// Look at this process and its children, whatever the selection says.
     Include {
@@ -64,9 +62,6 @@ const FULL_SCAN: u32 = 6;
 /// CPUs, and processes that died unseen.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
-/// The name of a protocol that is seen in clear text where its library can be probed.
-const TLS: &str = "TLS";
-
 /// How long sampling waits for the tables of what is selected at the start; those of a service take 50 ms.
 const TABLES: Duration = Duration::from_secs(2);
 
@@ -76,15 +71,11 @@ pub struct Manager {
     pub logger: Option<KernelLogger>,
     pub roster: Roster,
     pub sampler: CpuSampler,
-    pub boundary: BoundaryProbes,
-    pub calls: SyscallProbes,
-    pub openssl: OpenSslProbes,
+    pub attaching: Attaching,
     pub deaths: Resident<CodeDeaths>,
     pub contexts: Resident<Contexts>,
     pub probes: ProbeTable,
     pub selection: Selection,
-    /// Where the user wants boundaries to be seen.
-    pub wish: BoundarySource,
     /// Told to the symboliser: targets.
     pub tell: Box<dyn Fn(pipeline::Message) + Send>,
     /// Told to the correlator: a process found dead, or not selected.
@@ -110,6 +101,7 @@ impl Manager {
         object: Ebpf,
         logger: Option<KernelLogger>,
         roster: Roster,
+        attaching: Attaching,
         deaths: CodeDeaths,
         contexts: Contexts,
         frequency: u64,
@@ -124,10 +116,7 @@ impl Manager {
             logger,
             roster,
             sampler: CpuSampler::new(frequency),
-            boundary: BoundaryProbes::default(),
-            calls: SyscallProbes::default(),
-            openssl: OpenSslProbes::default(),
-            wish: BoundarySource::default(),
+            attaching,
             deaths: Resident::new(deaths),
             contexts: Resident::new(contexts),
             probes,
@@ -147,7 +136,7 @@ impl Manager {
 
     /// Attaches to what runs now. When it returns, requests are being seen.
     pub fn start(&mut self) {
-        self.attach_host_libc();
+        self.attaching.host_libc(&mut self.object);
         self.scan();
         self.settle();
         self.sampler.follow(&mut self.object, &self.probes);
@@ -176,12 +165,9 @@ impl Manager {
                 next_housekeeping = now + HOUSEKEEPING_EVERY;
                 self.sampler.follow(&mut self.object, &self.probes);
                 self.roster.targets.sweep();
-                self.openssl.tend(&mut self.object, &self.probes);
                 self.bury();
+                self.attaching.tend(&mut self.object);
                 let beat = || self.pulse.iter().for_each(Pulse::beat);
-                let by_calls = self.roster.targets.list().iter().any(|target| target.by_calls);
-                let needed = by_calls || self.wish == BoundarySource::Syscall;
-                self.calls.tend(&mut self.object, &self.probes, needed);
                 self.deaths.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
                 self.contexts.tend(&mut self.object, &self.roster.targets, &self.probes, beat);
             }
@@ -192,9 +178,7 @@ impl Manager {
             }
         }
         self.sampler.detach(&mut self.object);
-        self.boundary.detach(&mut self.object);
-        self.calls.detach(&mut self.object);
-        self.openssl.detach(&mut self.object);
+        self.attaching.detach(&mut self.object);
         self.deaths.detach(&mut self.object);
         self.contexts.detach(&mut self.object);
         self.object
@@ -225,15 +209,15 @@ impl Manager {
                     self.dead(pid);
                 }
             }
-            Message::Protocol { pid, name } => {
-                let followed = name == TLS && self.attach_tls_later(pid);
-                if !followed {
-                    self.roster.targets.update(pid, |info| {
-                        if !info.other_protocols.contains(&name) {
-                            info.other_protocols.push(name);
-                        }
-                    });
+            Message::Protocol { pid, protocol, time } => {
+                if protocol == Protocol::Tls && self.attaching.met_tls(&mut self.object, pid, time) {
+                    return;
                 }
+                self.roster.targets.update(pid, |info| {
+                    if !info.other_protocols.contains(&protocol.name()) {
+                        info.other_protocols.push(protocol.name());
+                    }
+                });
             }
             Message::Include { pid, done } => {
                 if self.included.add(pid) {
@@ -245,18 +229,6 @@ impl Manager {
             }
             Message::Rescan => self.rescan(),
             Message::Stop => {}
-        }
-    }
-
-    /// The C library of the host itself (or the system calls), so that a service that starts later finds the probes in place.
-    fn attach_host_libc(&mut self) {
-        // What comes of it is in the table of probes.
-        if self.wish == BoundarySource::Syscall {
-            let _ = self.calls.attach(&mut self.object, &self.probes);
-        } else if let Ok(maps) = Maps::read(self.own_pid)
-            && let Some(mapping) = maps.iter().find(|m| m.executable && m.is_glibc())
-        {
-            let _ = self.attach_library(self.own_pid, mapping);
         }
     }
 
@@ -289,7 +261,7 @@ impl Manager {
     fn rescan(&mut self) {
         self.deaths.forget_all();
         self.contexts.forget_all();
-        self.openssl.forget_gone();
+        self.attaching.forget_gone();
         self.bury();
         for pid in self.roster.unknown() {
             // One that is waiting for another look has its own reason not to be a target yet.
@@ -327,7 +299,7 @@ impl Manager {
         // Its end is not noticed any more.
         self.deaths.ended(key.pid);
         self.contexts.ended(key.pid);
-        self.openssl.ended(key.pid);
+        self.attaching.ended(key.pid);
         self.roster.reject(key);
         (self.tell_reader)(pipeline::Control::ProcessRejected(key.pid));
     }
@@ -350,7 +322,7 @@ impl Manager {
     fn forget_code(&mut self, pid: u32) {
         self.deaths.ended(pid);
         self.contexts.ended(pid);
-        self.openssl.ended(pid);
+        self.attaching.ended(pid);
         if let Some(unwinding) = &self.unwinding {
             unwinding.ended(pid);
         }
@@ -370,20 +342,13 @@ impl Manager {
             return;
         };
         info.key = key;
-        self.boundary.inherit(parent, child);
-        if info.tls.works {
-            // A breakpoint of one process is not its child's.
-            info.tls = match PATIENCE.ask(child, MEMORY, move || Maps::read(child)) {
-                Ok(Ok(maps)) => self.attach_tls(key, info.runtime.name, Some(Path::new(&info.exe)), &maps),
-                _ => Feature::missing("its mappings cannot be read"),
-            };
-        }
         let ready = (info.interpreter_stacks.works || info.runtime.name != "python")
             && self.roster.inherited(parent, child);
         self.roster.enter(info);
         if let Some(unwinding) = &self.unwinding {
             unwinding.forked(parent, child);
         }
+        self.attaching.forked(&mut self.object, parent, key);
         if !ready {
             self.pending.begin(key, Instant::now());
         }
@@ -477,14 +442,11 @@ impl Manager {
         };
         let program = PATIENCE.ask(pid, FILES, move || program::read(pid));
         let program = program.ok().and_then(Result::ok);
-        let (mut boundary, calls) = self.attach_boundary(pid, program.as_ref(), &maps);
-        if boundary.works && sockets::has_io_uring(pid) {
-            boundary.detail.push_str("; it has rings of io_uring, and what it transfers by them is not seen");
-        }
+        let (boundary, calls) = self.attaching.boundary(&mut self.object, pid, program.as_ref(), &maps);
         let Found { mut target, runtime, interpreter_stacks, settled } =
             runtime::examine(pid, program.as_ref(), &maps);
         let attribution = runtime::attribution(&runtime, &maps);
-        let tls = self.attach_tls(who.key, runtime.name, who.exe.as_deref(), &maps);
+        let tls = self.attaching.tls(&mut self.object, who.key, runtime.name, who.exe.as_deref(), &maps);
         if !attribution.works {
             // Whose they are nobody could tell.
             target.flags &= !target_flags::SAMPLE;
@@ -520,6 +482,7 @@ impl Manager {
             runtime,
             boundary,
             tls,
+            speaks_tls: false,
             by_calls: calls,
             attribution,
             native_stacks,
@@ -535,83 +498,6 @@ impl Manager {
             let reason = format!("open connections of process {pid} were not all added: {error}");
             self.probes.set("open connections", ProbeState::Failed { reason });
         }
-    }
-
-    /// Whether and where requests of this process are seen, and whether that is at system calls.
-    fn attach_boundary(&mut self, pid: u32, program: Option<&Program>, maps: &Maps) -> (Feature, bool) {
-        let reason = match source::choose(self.wish, program, maps) {
-            Source::Library { mapping, or_calls } => match self.attach_library(pid, mapping) {
-                Ok(detail) => return (Feature::works(detail), false),
-                Err(reason) if !or_calls => return (Feature::missing(reason), false),
-                Err(reason) => reason,
-            },
-            Source::Calls(reason) => reason.to_owned(),
-            Source::Later => return (Feature::missing("no C library is mapped yet"), false),
-            Source::Nowhere(reason) => return (Feature::missing(reason), false),
-        };
-        match self.calls.attach(&mut self.object, &self.probes) {
-            Ok(()) => (Feature::works(format!("syscall: {reason}")), true),
-            Err(error) => (Feature::missing(format!("{reason}; {error}")), false),
-        }
-    }
-
-    /// Whether and where the clear text of TLS that this process ends itself is seen.
-    fn attach_tls(
-        &mut self,
-        key: ProcessKey,
-        runtime: &'static str,
-        exe: Option<&Path>,
-        maps: &Maps,
-    ) -> Feature {
-        let comes_back = openssl::comes_back(runtime, exe);
-        let mut places = openssl::libraries(maps);
-        places.extend(openssl::program(maps, exe).filter(|_| comes_back));
-        if !comes_back && !places.is_empty() {
-            return Feature::missing(openssl::UNSURE);
-        }
-        if let Some(reason) = filtered::refuses_return_probes(key.pid).filter(|_| !places.is_empty()) {
-            return Feature::missing(reason);
-        }
-        let (mut works, mut failed) = (Vec::new(), Vec::new());
-        for mapping in places {
-            let (pid, place) = (key.pid, mapping.clone());
-            let file = PATIENCE.ask(pid, FILES, move || maps::open(pid, &place));
-            let file = file.map_err(|e| e.to_string()).and_then(|file| file.map_err(|e| e.to_string()));
-            match file.and_then(|file| self.openssl.attach(&mut self.object, key, file)) {
-                Ok(sites) => works.push(format!("{sites} in {}", mapping.path.display())),
-                Err(reason) => failed.push(format!("{}: {reason}", mapping.file_name())),
-            }
-        }
-        if !works.is_empty() {
-            return Feature::works(format!("uprobe: {}", works.join("; ")));
-        }
-        Feature::missing(if failed.is_empty() { "it maps no OpenSSL".into() } else { failed.join("; ") })
-    }
-
-    /// TLS was met on a connection of a process, which may have loaded its library since it was looked at. Whether it is
-    /// followed.
-    fn attach_tls_later(&mut self, pid: u32) -> bool {
-        let Some(info) = self.roster.targets.get(pid) else { return false };
-        if info.tls.works || info.other_protocols.contains(&TLS) {
-            return info.tls.works;
-        }
-        let Ok(Ok(maps)) = PATIENCE.ask(pid, MEMORY, move || Maps::read(pid)) else { return false };
-        let tls = self.attach_tls(info.key, info.runtime.name, Some(Path::new(&info.exe)), &maps);
-        let works = tls.works;
-        self.roster.targets.update(pid, |info| info.tls = tls);
-        works
-    }
-
-    fn attach_library(&mut self, pid: u32, mapping: &Mapping) -> Result<String, String> {
-        let name = mapping.path.to_string_lossy().into_owned();
-        let place = mapping.clone();
-        let file = PATIENCE.ask(pid, FILES, move || maps::open(pid, &place));
-        let file = file.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        let targets = self.roster.targets.clone();
-        let own = self.own_pid;
-        self.boundary.sweep(move |user| user == own || targets.is_live(user));
-        let attached = self.boundary.attach(&mut self.object, pid, file, &name, &self.probes)?;
-        Ok(format!("uprobe: {attached} in {name}"))
     }
 }
 

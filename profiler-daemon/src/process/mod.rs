@@ -5,6 +5,7 @@
 //! memory, its files) is read through [`patience`], by the callers of this module.
 
 pub mod anonymous;
+pub mod attaching;
 pub mod elf;
 pub mod filtered;
 pub mod identity;

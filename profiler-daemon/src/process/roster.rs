@@ -171,6 +171,7 @@ mod tests {
             ports: Vec::new(),
             runtime: Runtime { name: "native", version: None },
             boundary: works(),
+            speaks_tls: false,
             tls: Feature::missing("not looked at"),
             by_calls: false,
             attribution: works(),

@@ -30,6 +30,9 @@ pub struct TargetInfo {
     pub boundary: Feature,
     /// Where requests within TLS are seen that it ends itself.
     pub tls: Feature,
+    /// TLS was met on a connection of it, or of another worker of the same service.
+    #[serde(skip)]
+    pub speaks_tls: bool,
     /// They are seen at its system calls.
     #[serde(skip)]
     pub by_calls: bool,
@@ -74,6 +77,8 @@ struct Table {
     ended: HashMap<u32, (Option<Arc<TargetInfo>>, Instant)>,
     /// Looked at, and not selected.
     rejected: HashMap<u32, ProcessKey>,
+    /// See [`Targets::early`].
+    early: u64,
 }
 
 /// What is known of a pid that a request came from.
@@ -104,11 +109,22 @@ impl Targets {
         self.write(|t| {
             if let Some(before) = t.live.get(&info.pid).filter(|before| before.key == info.key) {
                 info.other_protocols.clone_from(&before.other_protocols);
+                info.speaks_tls |= before.speaks_tls;
             }
             t.rejected.remove(&info.pid);
             t.ended.remove(&info.pid);
             t.live.insert(info.pid, Arc::new(info));
         });
+    }
+
+    /// Connections with TLS that began before their process had the probes that see within. At least one request of each
+    /// is not seen.
+    pub fn early(&self) -> u64 {
+        self.read(|t| t.early)
+    }
+
+    pub fn count_early(&self) {
+        self.write(|t| t.early += 1);
     }
 
     /// A process that was gone before it could be looked at, but is known to be one of ours.
@@ -224,6 +240,7 @@ mod tests {
             runtime: Runtime { name: "native", version: None },
             boundary: Feature::works("uprobe"),
             tls: Feature::missing("it maps no OpenSSL"),
+            speaks_tls: false,
             by_calls: false,
             attribution: Feature::works("thread"),
             native_stacks: Feature::works("frame pointers"),

@@ -44,8 +44,31 @@ pub fn load(
     })
 }
 
-/// What of each kind was burned and seen, ns. All records have this attribution, and no profile has another request's
-/// function in it or one of `nobodys`.
+/// What a request's profile shows of its own function, ns. It has this attribution, and in its profile is no other request's
+/// function nor one of `nobodys`. `owner`: the end of its function's name.
+#[track_caller]
+pub fn seen_in(daemon: &Daemon, record: &Value, owner: &str, attribution: &str, nobodys: &[&str]) -> u64 {
+    assert_eq!(record["attribution"], attribution, "{record:#}");
+    if record["profile"] != true {
+        return 0;
+    }
+    let id = record["id"].as_str().expect("an id");
+    let stacks = daemon.get(&format!("/api/v1/requests/{id}/profile?format=folded&view=cpu")).text();
+    let mut seen = 0;
+    for line in stacks.lines() {
+        let (stack, micros) = line.rsplit_once(' ').expect("a stack and its time");
+        let names: HashSet<&str> = stack.split(';').filter_map(|frame| frame.split(' ').next()).collect();
+        let mut owners = names.iter().filter_map(|name| name.strip_prefix("own_"));
+        assert!(owners.all(|of| of == owner), "another request's time: {record:#}\n{line}");
+        assert!(nobodys.iter().all(|name| !names.contains(name)), "nobody's time: {record:#}\n{line}");
+        if names.contains(&*format!("own_{owner}")) {
+            seen += micros.parse::<u64>().expect("a time") * 1000;
+        }
+    }
+    seen
+}
+
+/// What of each kind was burned and seen, ns; each by [`seen_in`].
 #[track_caller]
 pub fn seen(
     daemon: &Daemon,
@@ -56,26 +79,10 @@ pub fn seen(
 ) -> BTreeMap<String, (u64, u64)> {
     let mut sums = BTreeMap::<String, (u64, u64)>::new();
     for exchange in done {
-        let record = &records[exchange.path()];
-        assert_eq!(record["attribution"], attribution, "{record:#}");
         let (kind, number) = exchange.path()[1..].split_once('/').expect("two parts");
         let (burned, seen) = sums.entry(kind.to_owned()).or_default();
         *burned += exchange.number("x-burned-ns");
-        if record["profile"] != true {
-            continue;
-        }
-        let id = record["id"].as_str().expect("an id");
-        let stacks = daemon.get(&format!("/api/v1/requests/{id}/profile?format=folded&view=cpu")).text();
-        for line in stacks.lines() {
-            let (stack, micros) = line.rsplit_once(' ').expect("a stack and its time");
-            let names: HashSet<&str> = stack.split(';').filter_map(|frame| frame.split(' ').next()).collect();
-            let mut owners = names.iter().filter_map(|name| name.strip_prefix("own_"));
-            assert!(owners.all(|of| of == number), "another request's time: {record:#}\n{line}");
-            assert!(nobodys.iter().all(|name| !names.contains(name)), "nobody's time: {record:#}\n{line}");
-            if names.contains(&*format!("own_{number}")) {
-                *seen += micros.parse::<u64>().expect("a time") * 1000;
-            }
-        }
+        *seen += seen_in(daemon, &records[exchange.path()], number, attribution, nobodys);
     }
     sums
 }

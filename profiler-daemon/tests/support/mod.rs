@@ -57,7 +57,11 @@ pub fn any_python(name: &str) -> Option<Python> {
     found.map_err(|reason| skip(name, reason)).ok()
 }
 
-/// The first build of a version, or why there is none.
-pub fn first_build(version: &'static str) -> Result<interpreters::Interpreter, String> {
-    interpreters::of_version(version).map(|mut builds| builds.remove(0))
+/// The first build of a version, for a test on the real kernel; says so if it cannot run.
+pub fn first_build(name: &str, version: &'static str) -> Option<interpreters::Interpreter> {
+    if !can_run(name) {
+        return None;
+    }
+    let builds = interpreters::of_version(version);
+    builds.map(|mut builds| builds.remove(0)).map_err(|reason| skip(name, reason)).ok()
 }

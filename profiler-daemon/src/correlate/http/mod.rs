@@ -76,6 +76,17 @@ pub enum Protocol {
     Tls,
 }
 
+impl Protocol {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotHttp => "not HTTP",
+            Self::Http2 => "HTTP/2",
+            Self::Tls => "TLS",
+        }
+    }
+}
+
 /// What a piece changed. `seq` counts the requests of one connection from 0.
 #[derive(Debug, PartialEq)]
 pub enum Event {

@@ -1,5 +1,8 @@
-// node --perf-basic-prof --interpreted-frames-native-stack with_node.js PORT
-// /burn/N burns CPU in a function that no other request has; /wait/N too, with waits in between. X-Burned-Ns says how much.
+// node --perf-basic-prof --interpreted-frames-native-stack with_node.js PORT [CERTIFICATE KEY]
+// /burn/N burns CPU in a function that no other request has; /wait/N too, with waits in between. With a certificate it ends
+// TLS itself.
+const { readFileSync } = require('node:fs');
+const [port, cert, key] = process.argv.slice(2);
 const kept = [];
 
 function make(number) {
@@ -14,22 +17,21 @@ function make(number) {
 // time is that.
 const clock = () => process.hrtime.bigint();
 
-require('node:http')
-  .createServer((request, response) => {
-    const [, kind, number] = request.url.split('/');
-    request.resume();
-    request.on('end', async () => {
-      const burn = make(number);
-      const turns = kind === 'wait' ? 5 : 1;
-      let burned = 0n;
-      for (let turn = 0; turn < turns; turn++) {
-        const begin = clock();
-        burn(begin + 10000000n / BigInt(turns), clock);
-        burned += clock() - begin;
-        if (kind === 'wait') await new Promise((resolve) => setTimeout(resolve, 1));
-      }
-      response.setHeader('X-Burned-Ns', String(burned));
-      response.end('ok');
-    });
-  })
-  .listen(Number(process.argv[2]), '127.0.0.1');
+function serve(request, response) {
+  const [, kind, number] = request.url.split('/');
+  request.resume();
+  request.on('end', async () => {
+    const burn = make(number);
+    const turns = kind === 'wait' ? 5 : 1;
+    for (let turn = 0; turn < turns; turn++) {
+      burn(clock() + 10000000n / BigInt(turns), clock);
+      if (kind === 'wait') await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    response.end('ok');
+  });
+}
+
+const server = cert
+  ? require('node:https').createServer({ cert: readFileSync(cert), key: readFileSync(key) }, serve)
+  : require('node:http').createServer(serve);
+server.listen(Number(port), '127.0.0.1');
