@@ -23,6 +23,7 @@ pub mod roster;
 mod runtime;
 pub mod service;
 pub mod sites;
+mod slot;
 pub mod sockets;
 mod source;
 pub mod targets;

@@ -15,9 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-
 use super::identity;
+use super::slot::{Empty, Giver, slot};
 
 /// For memory and `/proc`: microseconds, or milliseconds where pages have to be read from a disk.
 pub const MEMORY: Duration = Duration::from_secs(1);
@@ -96,7 +95,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
     /// The thread at hand.
-    static WORKER: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
+    static WORKER: RefCell<Option<Giver<Job>>> = const { RefCell::new(None) };
 }
 
 impl Patience {
@@ -108,27 +107,28 @@ impl Patience {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unanswered> {
         self.admit(pid)?;
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = slot();
         let left = Arc::new(AtomicBool::new(false));
         let (abandoned, back) = (left.clone(), self.clone());
         let run = Box::new(move || {
             if let Ok(found) = catch_unwind(AssertUnwindSafe(job)) {
                 // Whoever asked may have gone on.
-                let _ = reply.send(found);
+                let _ = reply.give(found);
             }
+            drop(reply);
             let mut state = back.lock();
             if abandoned.load(Relaxed) {
                 state.came_back(pid);
             }
         });
         hand_over(run)?;
-        match answer.recv_timeout(limit) {
+        match answer.take(Some(limit)) {
             Ok(found) => Ok(found),
-            Err(RecvTimeoutError::Disconnected) => Err(Unanswered::Failed),
-            Err(RecvTimeoutError::Timeout) => {
+            Err(Empty::Closed) => Err(Unanswered::Failed),
+            Err(Empty::Timeout) => {
                 let mut state = self.lock();
                 // Decided under the lock that the job takes at its end: it is either here, or will find itself left.
-                if let Ok(found) = answer.try_recv() {
+                if let Ok(found) = answer.take(Some(Duration::ZERO)) {
                     return Ok(found);
                 }
                 left.store(true, Relaxed);
@@ -201,18 +201,21 @@ fn start_time(pid: u32) -> u64 {
 fn hand_over(job: Job) -> Result<(), Unanswered> {
     WORKER.with_borrow_mut(|worker| {
         let job = match worker {
-            Some(jobs) => match jobs.send(job) {
+            // It has taken the one before, since that was answered.
+            Some(jobs) => match jobs.give(job) {
                 Ok(()) => return Ok(()),
-                Err(refused) => refused.0,
+                Err(refused) => refused,
             },
             None => job,
         };
-        let (jobs, incoming) = bounded::<Job>(1);
-        std::thread::Builder::new()
-            .name("asker".into())
-            .spawn(move || incoming.into_iter().for_each(|job| job()))
-            .map_err(|_| Unanswered::Failed)?;
-        jobs.send(job).map_err(|_| Unanswered::Failed)?;
+        let (jobs, incoming) = slot::<Job>();
+        let work = move || {
+            while let Ok(job) = incoming.take(None) {
+                job();
+            }
+        };
+        std::thread::Builder::new().name("asker".into()).spawn(work).map_err(|_| Unanswered::Failed)?;
+        jobs.give(job).map_err(|_| Unanswered::Failed)?;
         *worker = Some(jobs);
         Ok(())
     })
@@ -222,6 +225,7 @@ fn hand_over(job: Job) -> Result<(), Unanswered> {
 mod tests {
     use super::*;
     use crate::process::memory::{Memory, ProcessMemory};
+    use crossbeam_channel::bounded;
     use std::os::fd::{FromRawFd, OwnedFd};
 
     const SHORT: Duration = Duration::from_millis(50);
