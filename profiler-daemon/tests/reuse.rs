@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use support::http::Client;
 use support::process::{Group, free_port};
-use support::{Daemon, skip, wait_for};
+use support::{Daemon, wait_for};
 
 const ROUNDS: u64 = 2;
 const AT_ONCE: u64 = 10;

@@ -6,7 +6,7 @@
 //! Sample ─► its thread's activation ─► that connection's current request ─► attributed, or counted by reason
 //! ```
 
-use profiler_common::{ConnId, DIR_IN, Data, Header, flags};
+use profiler_common::{ConnId, DIR_IN, Data, flags};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::http::{self, Connection, Direction, Exchange, Piece, Protocol};
@@ -456,7 +456,7 @@ impl Engine {
         }
     }
 
-    fn forget_thread(&mut self, tid: u32, sink: Sink<'_>) {
+    pub(super) fn forget_thread(&mut self, tid: u32, sink: Sink<'_>) {
         let Some(thread) = self.threads.remove(&tid) else { return };
         forget_tid(&mut self.tids, thread.pid, tid);
         if let Some(key) = thread.tail {
@@ -533,94 +533,6 @@ impl Engine {
                 thread.tail = None;
             }
             sink(Output::Finished(Box::new(finished)));
-        }
-    }
-
-    fn close(&mut self, id: ConnId, header: &Header, sink: Sink<'_>) {
-        let place = (id.pid, id.fd);
-        match self.conn(place).map(|conn| conn.generation) {
-            // Its own record came late, or it was never known.
-            Some(generation) if generation > id.generation => {}
-            None => {}
-            Some(generation) => {
-                // Another use of the descriptor, or what came before the close did not all reach us.
-                let gap = generation != id.generation || header.lost > 0;
-                self.close_place(place, header.time, gap, header.tid, sink);
-            }
-        }
-    }
-
-    /// `gap`: records in front of the close are missing. `actor`: the thread that closes, 0 = nobody that is known.
-    pub(super) fn close_place(&mut self, place: Place, time: u64, gap: bool, actor: u32, sink: Sink<'_>) {
-        if gap {
-            let missing = Piece {
-                time,
-                handed: time,
-                tid: 0,
-                activation: 0,
-                begins: false,
-                direction: Direction::Out,
-                advance: 0,
-                captured: &[],
-                tail: [0; 8],
-                tail_len: 0,
-                lost: 1,
-                blind: false,
-            };
-            self.drive(place, 0, sink, |machine, events| machine.piece(&missing, events));
-        }
-        self.drive(place, actor, sink, |machine, events| machine.close(time, events));
-        let fds = self.connections.get_mut(&place.0);
-        if let Some(conn) = fds.and_then(|fds| fds.remove(&place.1)) {
-            self.connection_count -= 1;
-            // The machine has ended them all; should one be left, it is not to stay open for ever.
-            for (_, key) in conn.requests {
-                self.discard(key, sink);
-            }
-        }
-    }
-
-    fn exit(&mut self, pid: u32, tid: u32, time: u64, live: u32, sink: Sink<'_>) {
-        self.forget_thread(tid, sink);
-        match live {
-            0 => {
-                self.end_process(pid, u64::MAX, time, tid, sink);
-                sink(Output::Process(ProcessEvent::Exited { pid }));
-            }
-            profiler_common::LIVE_UNKNOWN => sink(Output::Process(ProcessEvent::MayHaveExited { pid })),
-            _ => {}
-        }
-    }
-
-    /// Ends what is older than `before`. `actor`: the thread that ended it all, 0 = nobody that is known.
-    fn end_process(&mut self, pid: u32, before: u64, time: u64, actor: u32, sink: Sink<'_>) {
-        let fds: Vec<u32> = self.connections.get(&pid).map_or_else(Vec::new, |fds| {
-            fds.iter().filter(|(_, conn)| conn.generation < before).map(|(fd, _)| *fd).collect()
-        });
-        for fd in fds {
-            self.drive((pid, fd), actor, sink, |machine, events| machine.exit(time, events));
-            let left = self.connections.get_mut(&pid).and_then(|fds| fds.remove(&fd));
-            let Some(conn) = left else { continue };
-            self.connection_count -= 1;
-            for (_, key) in conn.requests {
-                self.discard(key, sink);
-            }
-            sink(Output::Left(ConnId { generation: conn.generation, pid, fd }));
-        }
-        if self.connections.get(&pid).is_some_and(FxHashMap::is_empty) {
-            self.connections.remove(&pid);
-        }
-        self.forget_threads(pid, before, sink);
-    }
-
-    /// Forgets the threads of a process that began nothing since `before`.
-    pub(super) fn forget_threads(&mut self, pid: u32, before: u64, sink: Sink<'_>) {
-        let threads: Vec<u32> = self.tids.get(&pid).map_or_else(Vec::new, |tids| {
-            let old = |tid: &&u32| self.threads.get(tid).is_some_and(|thread| thread.began < before);
-            tids.iter().filter(old).copied().collect()
-        });
-        for tid in threads {
-            self.forget_thread(tid, sink);
         }
     }
 }

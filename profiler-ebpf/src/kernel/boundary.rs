@@ -288,7 +288,7 @@ fn discover(flow: &Flow, buffers: &Buffers) -> Option<Shared> {
     if !begins_known_method(first) || serves(flow.ids.tid) {
         return None;
     }
-    track(flow.key, Connection { flags: connection_flags::UNSEEN, ..EMPTY });
+    track(flow.key, Connection { flags: connection_flags::UNSEEN, ..Connection::default() });
     Shared::of(flow.key)
 }
 
@@ -301,22 +301,6 @@ fn track(key: u64, conn: Connection) -> u64 {
     }
     generation
 }
-
-pub const EMPTY: Connection = Connection {
-    generation: 0,
-    activation: 0,
-    inode: 0,
-    number: 0,
-    window_in: 0,
-    window_out: 0,
-    lost: 0,
-    head_in: 0,
-    head_out: 0,
-    in_state: connection_state::EXPECT,
-    out_state: connection_state::EXPECT,
-    flags: 0,
-    reserved: 0,
-};
 
 /// In a library's function: whoever accepts a connection there becomes a target, where all are wanted.
 #[inline(always)]
@@ -369,7 +353,7 @@ pub fn accepted<S: Source>(_ctx: &S, ids: Ids, call: &Call) -> u32 {
         return 0; // a call with other numbers (32-bit) than it is taken for
     }
     let (inode, number) = file.map_or((0, 0), |file| (file.inode, file.number));
-    begin(&flow, Connection { inode, number, ..EMPTY }, true);
+    begin(&flow, Connection { inode, number, ..Connection::default() }, true);
     0
 }
 

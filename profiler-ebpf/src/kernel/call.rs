@@ -1,7 +1,8 @@
 //! A system call as the boundary programs see it, wherever they meet it.
 //!
 //! In: the registers behind a system call inside a libc function (a uprobe), or at the kernel's own entry and exit
-//! (raw tracepoints); or what a TLS library moved, at its return. Out: descriptor, buffers and result. Beyond this, one source is like the other.
+//! (raw tracepoints). Out: descriptor, buffers and result. Beyond this, one source is like the other; what a TLS library
+//! moved, which is no call of this kind, goes the same way from [`transfer`](super::transfer) on.
 
 use aya_ebpf::{
     EbpfContext,
@@ -17,14 +18,18 @@ use super::{
     task::{Current, read_kernel},
 };
 
-/// Where boundary programs run.
-pub trait Source: EbpfContext {
+/// Where transfers are looked at.
+pub trait Stepping: EbpfContext {
+    /// What looks at the next piece of a transfer, by direction.
+    fn steps() -> &'static ProgramArray;
+}
+
+/// Where system calls are seen.
+pub trait Source: Stepping {
     /// For the records' flags.
     const MARK: u16;
     /// Of [`target_flags::HTTP`] and [`target_flags::SYSCALLS`] those that a process has which is followed here.
     const FOLLOWS: u32;
-    /// What looks at the next piece of a transfer, by direction.
-    fn steps() -> &'static ProgramArray;
     /// `None` where the registers cannot be read.
     fn call(&self) -> Option<Call>;
 }
@@ -94,14 +99,31 @@ impl Buffers {
     }
 }
 
-impl Source for ProbeContext {
-    const MARK: u16 = 0;
-    const FOLLOWS: u32 = target_flags::HTTP;
-
+impl Stepping for ProbeContext {
     #[inline(always)]
     fn steps() -> &'static ProgramArray {
         &TRANSFER_STEPS
     }
+}
+
+/// Where a TLS library's function returns.
+impl Stepping for RetProbeContext {
+    #[inline(always)]
+    fn steps() -> &'static ProgramArray {
+        &TRANSFER_STEPS
+    }
+}
+
+impl Stepping for RawTracePointContext {
+    #[inline(always)]
+    fn steps() -> &'static ProgramArray {
+        &SYSCALL_STEPS
+    }
+}
+
+impl Source for ProbeContext {
+    const MARK: u16 = 0;
+    const FOLLOWS: u32 = target_flags::HTTP;
 
     #[inline(always)]
     fn call(&self) -> Option<Call> {
@@ -109,22 +131,6 @@ impl Source for ProbeContext {
         let regs: &pt_regs = unsafe { &*self.regs };
         let (rdi, rsi, rdx, r10) = (regs.rdi, regs.rsi, regs.rdx, regs.r10);
         Some(Call { number: 0, rdi, rsi, rdx, r10, result: regs.rax as i64 })
-    }
-}
-
-/// Where a TLS library's function returns: no system call's registers are left.
-impl Source for RetProbeContext {
-    const MARK: u16 = flags::BY_TLS;
-    const FOLLOWS: u32 = 0;
-
-    #[inline(always)]
-    fn steps() -> &'static ProgramArray {
-        &TRANSFER_STEPS
-    }
-
-    #[inline(always)]
-    fn call(&self) -> Option<Call> {
-        None
     }
 }
 
@@ -151,11 +157,6 @@ const _: () = {
 impl Source for RawTracePointContext {
     const MARK: u16 = flags::BY_SYSCALL;
     const FOLLOWS: u32 = target_flags::HTTP | target_flags::SYSCALLS;
-
-    #[inline(always)]
-    fn steps() -> &'static ProgramArray {
-        &SYSCALL_STEPS
-    }
 
     #[inline(always)]
     fn call(&self) -> Option<Call> {

@@ -9,16 +9,14 @@
 //! again. Only connections that came in count, so what a process fetches by TLS itself stays unseen.
 
 use aya_ebpf::programs::ProbeContext;
-use profiler_common::{
-    Connection, DIR_IN, DIR_OUT, Stat, connection_flags, connection_key, flags, target_flags,
-};
+use profiler_common::{Connection, DIR_IN, DIR_OUT, Stat, connection_flags, connection_key, flags};
 use profiler_ebpf::{head::may_begin_response, memory::Memory};
 
 use super::{
-    boundary::{self, EMPTY},
-    call::{Buffers, Source},
+    boundary,
+    call::{Buffers, Stepping},
     connection::{Flow, Shared},
-    maps::{TARGETS, TLS_SESSIONS, TLS_THREADS, count},
+    maps::{TLS_SESSIONS, TLS_THREADS, count},
     piece::first_bytes,
     task::{Current, ids},
     transfer,
@@ -40,7 +38,7 @@ pub struct Session {
     generation: u64,
     fd: u32,
     /// [`BY_HANDSHAKE`], [`BY_READ`], or [`BEGUN`].
-    begun: u32,
+    state: u32,
 }
 
 /// A call of its handshake told.
@@ -52,7 +50,7 @@ const BY_READ: u32 = 2;
 
 /// Value of `TLS_THREADS`, keyed by tid.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Thread {
     /// The session whose call the thread is in, 0 = it is in none.
     ssl: u64,
@@ -82,18 +80,6 @@ const ELSEWHERE: u8 = 2;
 /// A call that moves no data of its caller's.
 pub const HANDSHAKE: u16 = 2;
 
-const IDLE: Thread = Thread {
-    ssl: 0,
-    buffer: 0,
-    moved: 0,
-    entered: 0,
-    generation: 0,
-    fd: 0,
-    direction: 0,
-    within: 0,
-    heard: NOTHING,
-};
-
 /// How a call says how many bytes it moved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Says {
@@ -103,30 +89,27 @@ pub enum Says {
     There,
 }
 
+/// The thread's entry, which is made if it has none. A live map value, which only programs of the current thread use.
+#[inline(always)]
+fn entry(tid: u32) -> Option<*mut Thread> {
+    if let Some(thread) = TLS_THREADS.get_ptr_mut(tid) {
+        return Some(thread);
+    }
+    if TLS_THREADS.insert(tid, Thread::default(), 0).is_err() {
+        count(Stat::TlsFull);
+        return None;
+    }
+    TLS_THREADS.get_ptr_mut(tid)
+}
+
 /// A call of a session begins.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext, direction: u16, says: Says) -> u32 {
-    let ids = ids();
-    // SAFETY: a lookup; only the flags are read.
-    let target = unsafe { TARGETS.get(ids.pid) }.map_or(0, |target| target.flags);
-    if target & (target_flags::HTTP | target_flags::SYSCALLS) == 0 {
-        return 0;
-    }
     let (Some(ssl), Some(buffer)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) else { return 0 };
     let moved = if says == Says::There { ctx.arg::<u64>(3).unwrap_or(0) } else { 0 };
-    let thread = match TLS_THREADS.get_ptr_mut(ids.tid) {
-        // SAFETY: a live map value, which only programs of the current thread use.
-        Some(thread) => unsafe { &mut *thread },
-        None => {
-            if TLS_THREADS.insert(ids.tid, IDLE, 0).is_err() {
-                count(Stat::TlsFull);
-                return 0;
-            }
-            let Some(thread) = TLS_THREADS.get_ptr_mut(ids.tid) else { return 0 };
-            // SAFETY: as above.
-            unsafe { &mut *thread }
-        }
-    };
+    let Some(thread) = entry(ids().tid) else { return 0 };
+    // SAFETY: see `entry`.
+    let thread = unsafe { &mut *thread };
     (thread.ssl, thread.buffer, thread.moved) = (ssl, buffer, moved);
     (thread.direction, thread.within, thread.entered) = (direction, 0, 0);
     0
@@ -134,10 +117,10 @@ pub fn enter(ctx: &ProbeContext, direction: u16, says: Says) -> u32 {
 
 /// A call of a session returns.
 #[inline(always)]
-pub fn returned<S: Source>(ctx: &S, result: u32) -> u32 {
+pub fn returned<S: Stepping>(ctx: &S, result: u32) -> u32 {
     let ids = ids();
     let Some(entry) = TLS_THREADS.get_ptr_mut(ids.tid) else { return 0 };
-    // SAFETY: as in `enter`.
+    // SAFETY: see `entry`.
     let entry = unsafe { &mut *entry };
     let thread = *entry;
     entry.ssl = 0;
@@ -154,7 +137,7 @@ pub fn returned<S: Source>(ctx: &S, result: u32) -> u32 {
     if thread.direction == HANDSHAKE || bytes == 0 {
         return 0;
     }
-    if thread.direction == DIR_OUT && session.begun != BEGUN {
+    if thread.direction == DIR_OUT && session.state != BEGUN {
         // Whoever answers has read a request.
         if may_begin_response(first_bytes(thread.buffer, bytes), bytes) {
             count(Stat::TlsUnseen);
@@ -164,10 +147,10 @@ pub fn returned<S: Source>(ctx: &S, result: u32) -> u32 {
     if session.generation == 0 {
         return 0;
     }
-    let session = if session.begun == BEGUN {
+    let session = if session.state == BEGUN {
         session
     } else {
-        let Some(session) = begin::<S>(session) else { return 0 };
+        let Some(session) = begin(session) else { return 0 };
         if TLS_SESSIONS.insert(key, session, 0).is_err() {
             count(Stat::TlsFull);
             return 0;
@@ -177,7 +160,7 @@ pub fn returned<S: Source>(ctx: &S, result: u32) -> u32 {
         }
         session
     };
-    let flow = Flow::new(ids, session.fd, thread.direction, S::MARK);
+    let flow = Flow::new(ids, session.fd, thread.direction, MARK);
     let Some(conn) = Shared::of(flow.key) else { return 0 };
     if conn.is(connection_flags::IGNORED) {
         return 0;
@@ -221,10 +204,10 @@ fn works_on(key: SessionKey, thread: &Thread) -> Session {
         }
     }
     let certain = thread.within != 0;
-    let shakes = thread.direction == HANDSHAKE && known.begun != BEGUN;
-    let reads = thread.direction == DIR_IN && known.begun == BY_READ;
+    let shakes = thread.direction == HANDSHAKE && known.state != BEGUN;
+    let reads = thread.direction == DIR_IN && known.state == BY_READ;
     if thread.heard == ELSEWHERE {
-        if known.generation != 0 && known.begun != BEGUN && (certain || shakes || reads) {
+        if known.generation != 0 && known.state != BEGUN && (certain || shakes || reads) {
             let _ = TLS_SESSIONS.remove(key);
             return UNKNOWN;
         }
@@ -243,8 +226,8 @@ fn works_on(key: SessionKey, thread: &Thread) -> Session {
     if !(certain || first || (shakes && fresh)) {
         return known;
     }
-    let begun = if shakes { BY_HANDSHAKE } else { BY_READ };
-    let session = Session { generation: thread.generation, fd: thread.fd, begun };
+    let state = if shakes { BY_HANDSHAKE } else { BY_READ };
+    let session = Session { generation: thread.generation, fd: thread.fd, state };
     if TLS_SESSIONS.insert(key, session, 0).is_err() {
         count(Stat::TlsFull);
         return UNKNOWN;
@@ -252,15 +235,13 @@ fn works_on(key: SessionKey, thread: &Thread) -> Session {
     session
 }
 
-const UNKNOWN: Session = Session { generation: 0, fd: 0, begun: BY_READ };
+const UNKNOWN: Session = Session { generation: 0, fd: 0, state: BY_READ };
 
 /// A session ends; another one may have its address next.
 #[inline(always)]
 pub fn ended(ssl: u64) -> u32 {
     let key = SessionKey { pid: ids().pid, reserved: 0, ssl };
-    if TLS_SESSIONS.get_ptr(key).is_some() {
-        let _ = TLS_SESSIONS.remove(key);
-    }
+    let _ = TLS_SESSIONS.remove(key);
     0
 }
 
@@ -271,8 +252,8 @@ fn is_still(pid: u32, fd: u32, generation: u64) -> bool {
 
 /// What was on the wire of a session's connection was its handshake; its clear text begins now.
 #[inline(always)]
-fn begin<S: Source>(session: Session) -> Option<Session> {
-    let flow = Flow::new(ids(), session.fd, DIR_IN, S::MARK);
+fn begin(session: Session) -> Option<Session> {
+    let flow = Flow::new(ids(), session.fd, DIR_IN, MARK);
     let below = Shared::of(flow.key)?;
     if below.generation() != session.generation || !carries_tls(below) {
         return None;
@@ -282,10 +263,10 @@ fn begin<S: Source>(session: Session) -> Option<Session> {
         inode: below.inode(),
         number: below.number(),
         flags: connection_flags::TLS | unseen,
-        ..EMPTY
+        ..Connection::default()
     };
     let generation = boundary::begin(&flow, conn, unseen == 0);
-    Some(Session { generation, begun: BEGUN, ..session })
+    Some(Session { generation, state: BEGUN, ..session })
 }
 
 /// Whether what its descriptor transfers is TLS, or the middle of something whose beginning was not seen.
@@ -298,21 +279,10 @@ fn carries_tls(conn: Shared) -> bool {
 #[inline(always)]
 pub fn received(flow: &Flow, conn: Option<Shared>) {
     let conn = conn.filter(|conn| carries_tls(*conn));
-    let thread = match TLS_THREADS.get_ptr_mut(flow.ids.tid) {
-        Some(thread) => thread,
-        None => {
-            if conn.is_none() {
-                return;
-            }
-            if TLS_THREADS.insert(flow.ids.tid, IDLE, 0).is_err() {
-                count(Stat::TlsFull);
-                return;
-            }
-            let Some(thread) = TLS_THREADS.get_ptr_mut(flow.ids.tid) else { return };
-            thread
-        }
-    };
-    // SAFETY: a live map value, which only programs of the current thread use.
+    let tid = flow.ids.tid;
+    let thread = if conn.is_some() { entry(tid) } else { TLS_THREADS.get_ptr_mut(tid) };
+    let Some(thread) = thread else { return };
+    // SAFETY: see `entry`.
     let thread = unsafe { &mut *thread };
     match conn {
         Some(conn) => (thread.generation, thread.heard) = (conn.generation(), HERE),
@@ -326,7 +296,7 @@ pub fn received(flow: &Flow, conn: Option<Shared>) {
 #[inline(always)]
 pub fn sent(flow: &Flow, entered: u64) {
     let Some(thread) = TLS_THREADS.get_ptr_mut(flow.ids.tid) else { return };
-    // SAFETY: as above.
+    // SAFETY: see `entry`.
     unsafe { (*thread).entered = entered };
 }
 
@@ -334,7 +304,7 @@ pub fn sent(flow: &Flow, entered: u64) {
 #[inline(always)]
 pub fn waits(tid: u32) {
     let Some(thread) = TLS_THREADS.get_ptr_mut(tid) else { return };
-    // SAFETY: as above.
+    // SAFETY: see `entry`.
     let thread = unsafe { &mut *thread };
     if thread.ssl == 0 {
         thread.heard = NOTHING;

@@ -8,7 +8,7 @@ use profiler_common::{DIR_IN, DIR_OUT, Stat, connection_flags, flags};
 use profiler_ebpf::memory::Memory;
 
 use super::{
-    call::{Buffers, Source},
+    call::{Buffers, Stepping},
     connection::{Flow, Shared},
     maps::{TRANSFERS, count},
     piece::{self, Known},
@@ -72,7 +72,7 @@ impl Transfer {
 
 /// Begins to look at the `total` bytes that were transferred.
 #[inline(always)]
-pub fn start<S: Source>(
+pub fn start<S: Stepping>(
     ctx: &S,
     flow: &Flow,
     conn: Shared,
@@ -91,7 +91,7 @@ pub fn start<S: Source>(
 
 /// On to the next piece, if there is one.
 #[inline(always)]
-fn next<S: Source>(ctx: &S, flow: &Flow, conn: Shared, transfer: &Transfer) -> u32 {
+fn next<S: Stepping>(ctx: &S, flow: &Flow, conn: Shared, transfer: &Transfer) -> u32 {
     if transfer.offset >= transfer.total {
         return over(flow);
     }
@@ -111,18 +111,18 @@ fn over(flow: &Flow) -> u32 {
 }
 
 #[inline(always)]
-pub fn step_in<S: Source>(ctx: &S) -> u32 {
+pub fn step_in<S: Stepping>(ctx: &S) -> u32 {
     step(ctx, DIR_IN)
 }
 
 #[inline(always)]
-pub fn step_out<S: Source>(ctx: &S) -> u32 {
+pub fn step_out<S: Stepping>(ctx: &S) -> u32 {
     step(ctx, DIR_OUT)
 }
 
 /// One piece.
 #[inline(always)]
-fn step<S: Source>(ctx: &S, direction: u16) -> u32 {
+fn step<S: Stepping>(ctx: &S, direction: u16) -> u32 {
     let ids = ids();
     let Some(entry) = TRANSFERS.get_ptr_mut(ids.tid) else { return 0 };
     // SAFETY: a live map value. Only programs of the current thread use and remove this entry, and they run one after
