@@ -8,6 +8,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -64,7 +65,8 @@ fn start_nginx(dir: &Path, port: u16) -> Group {
          events {{ worker_connections 1024; }}
          http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;
          {temporary}
-         server {{ listen 127.0.0.1:{port}; root {at}/html; location = /count {{ stub_status; }} }} }}"
+         server {{ listen 127.0.0.1:{port}; root {at}/html; location = /count {{ stub_status; }}
+         location /words/ {{ return 200; }} }} }}"
     );
     fs::write(dir.join("nginx.conf"), config).unwrap();
     let mut command = Command::new(nginx());
@@ -172,6 +174,81 @@ fn every_request_is_recorded_or_counted_as_lost() {
     let (first, last) = (memory[0], memory[memory.len() - 1]);
     assert!(last <= first + GROWTH_MAX_KIB, "the daemon grew from {first} to {last} KiB: {memory:?}");
     assert!(memory.iter().all(|kib| *kib <= RSS_MAX_KIB), "{memory:?}");
+}
+
+/// A path that no other request has, of letters only, so that nothing in it looks like an identifier.
+const WORDS: &str = r#"
+init = function(arguments) n = tonumber(arguments[1]) end
+request = function()
+  local word, left = "", n
+  repeat word = word .. string.char(97 + left % 26); left = math.floor(left / 26) until left == 0
+  n = n + 1
+  return wrk.format("GET", "/words/" .. word)
+end
+"#;
+
+/// The values of a label in the histogram's counts, each with the sum of them.
+fn counts_by_route(port: u16) -> BTreeMap<String, u64> {
+    let text = get(port, "/metrics").expect("metrics");
+    let mut counts = BTreeMap::new();
+    for line in text.lines() {
+        let Some(rest) = line.strip_prefix("http_server_request_duration_seconds_count{") else { continue };
+        let (labels, count) = rest.rsplit_once("} ").expect("labels and a value");
+        let route = labels.split("http_route=\"").nth(1).and_then(|rest| rest.split('"').next());
+        let route = route.expect("a route").to_owned();
+        *counts.entry(route).or_default() += count.parse::<f64>().expect("a number") as u64;
+    }
+    counts
+}
+
+/// Somebody tries all words: labels stay few, and memory is what it was.
+#[test]
+fn a_hundred_thousand_paths_are_few_routes() {
+    const PATHS: u64 = 100_000;
+    /// Requests after which the store's cache of pages is full: from here on memory is flat.
+    const WARM: u64 = 200_000;
+    /// The allocator's slack; 100 bytes for each path would be more.
+    const GROWTH_KIB: u64 = 8 * 1024;
+    /// What `correlate::route` allows a service, and the one for the others.
+    const ROUTES: usize = 200 + 1;
+    if !can_run("a_hundred_thousand_paths_are_few_routes") {
+        return;
+    }
+    let dir = TempDir::new().expect("a directory");
+    let script = dir.path().join("words.lua");
+    fs::write(&script, WORDS).unwrap();
+    let web = free_port();
+    let nginx = start_nginx(dir.path(), web);
+    let before = served(web);
+    let daemon = start_daemon(dir.path(), &nginx, "8MiB");
+    let mut memory = Vec::new();
+    let mut seen = 0;
+    while seen < WARM + PATHS {
+        // Words go on where they were; those that wrk had under way are skipped.
+        let first = (seen + 1_000 * memory.len() as u64).to_string();
+        let mut load = Command::new("wrk");
+        load.args(["-t", "1", "-c", "64", "-d", "3s", "-s"]).arg(&script);
+        load.arg(format!("http://127.0.0.1:{web}/")).args(["--", &first]).stdout(Stdio::null());
+        assert!(load.status().expect("wrk starts").success());
+        seen = served(web) - before;
+        let books = Books::settled(daemon.port, seen);
+        let counts = counts_by_route(daemon.port);
+        assert_eq!(counts.values().sum::<u64>() + books.of("lost"), seen);
+        assert!(counts.len() <= ROUTES, "{} routes", counts.len());
+        assert!(counts["_OTHER"] * 10 > seen * 9, "{} of {seen}", counts["_OTHER"]);
+        memory.push((seen, resident_kib(&daemon)));
+    }
+    let text = get(daemon.port, "/metrics").expect("metrics");
+    let overflow = text.lines().find_map(|line| line.strip_prefix("reqprof_routes_overflow_total "));
+    let other = counts_by_route(daemon.port)["_OTHER"];
+    assert_eq!(overflow.and_then(|n| n.parse::<f64>().ok()), Some(other as f64));
+    let listed = daemon.json("/api/v1/routes")["routes"].as_array().expect("a list").len();
+    assert!(listed <= ROUTES, "{listed} routes are listed");
+    println!("{memory:?}: paths, and KiB resident after them");
+    let warm = memory.iter().find(|(seen, _)| *seen >= WARM).expect("it was reached").1;
+    let last = memory[memory.len() - 1].1;
+    assert!(last <= warm + GROWTH_KIB, "the daemon grew from {warm} to {last} KiB: {memory:?}");
+    assert!(memory.iter().all(|(_, kib)| *kib <= RSS_MAX_KIB), "{memory:?}");
 }
 
 #[test]

@@ -177,12 +177,16 @@ fn workers_that_are_forked() {
     let done: Vec<Exchange> = (0..40).map(|n| ask(n).expect("an answer")).collect();
     let workers: BTreeSet<u64> = done.iter().map(|exchange| exchange.number("x-pid")).collect();
     assert!(workers.len() >= 5, "{workers:?}");
-    let early = || daemon.status()["lost"]["manager.tls_connection_early"].as_u64().expect("a number");
-    let records = wait_for("what was not lost", || {
+    daemon.record_of(done[done.len() - 1].path());
+    let (records, early) = wait_for("all to be recorded or counted", || {
+        let status = daemon.status();
+        let early = status["lost"]["manager.tls_connection_early"].as_u64().expect("a number");
         let records = daemon.records("");
-        (records.len() as u64 + early() >= done.len() as u64).then_some(records)
+        // A connection that is counted may have been followed all the same.
+        let all = status["requests"]["open"] == 0 && records.len() as u64 + early >= done.len() as u64;
+        all.then_some((records, early))
     });
-    assert_eq!(records.len() as u64 + early(), done.len() as u64);
+    println!("{} recorded and {early} connections early, of {}", records.len(), done.len());
     // How many is a matter of time.
     assert!(records.len() * 2 > done.len(), "{} of {}", records.len(), done.len());
     let seen = |exchange: &&Exchange| records.iter().any(|record| record["path"] == exchange.path());

@@ -175,8 +175,10 @@ impl BoundaryProbes {
 /// The kernel waits a few times for every CPU at each probe; waiting for all of them at once is much faster than one
 /// after the other.
 pub(super) fn detach_links(object: &mut Ebpf, links: Links) {
-    let links: Vec<UProbeLink> =
-        links.into_iter().filter_map(|(program, link)| take_link(object, program, link)).collect();
+    drop_all(links.into_iter().filter_map(|(program, link)| take_link(object, program, link)).collect());
+}
+
+pub(super) fn drop_all(links: Vec<UProbeLink>) {
     std::thread::scope(|scope| {
         for link in links {
             // Where no thread can be had, the link is dropped here.

@@ -95,7 +95,8 @@ impl OpenSslProbes {
         self.processes.get(&process.pid).filter(|probed| probed.key == process).map(|probed| probed.since)
     }
 
-    /// A child maps what its parent maps, but a breakpoint of one process is not another's.
+    /// A child maps what its parent maps, as long as it runs the same program; but a breakpoint of one process is not
+    /// another's.
     pub fn inherit(&mut self, object: &mut Ebpf, parent: u32, child: ProcessKey) -> Result<(), String> {
         let files =
             self.processes.get(&parent).map_or_else(Vec::new, |of| of.files.keys().copied().collect());

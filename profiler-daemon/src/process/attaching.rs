@@ -19,6 +19,7 @@ use super::source::{self, Source};
 use super::targets::{Feature, TargetInfo, Targets};
 use crate::bpf::{BoundaryProbes, OpenSslProbes, ProbeTable, SyscallProbes};
 use crate::config::BoundarySource;
+use crate::correlate::http::Protocol;
 
 /// Ancestors that are looked at to find whose workers a process is one of.
 const ANCESTORS_MAX: usize = 8;
@@ -147,51 +148,63 @@ impl Attaching {
         Feature::missing(if failed.is_empty() { "it maps no OpenSSL".into() } else { failed.join("; ") })
     }
 
-    /// A process forked. Probes on OpenSSL cost a worker that serves clear text some milliseconds at its beginning, and
-    /// the kernel more at its end; so it gets them when it, or another worker of the same service, is met with TLS.
-    pub fn forked(&mut self, object: &mut Ebpf, parent: u32, child: ProcessKey) {
+    /// A process forked, which is no target yet: `child` says of it what is known of its parent. Probes on OpenSSL cost a
+    /// worker that serves clear text some milliseconds at its beginning, and the kernel more at its end; so it gets them
+    /// when it, or another worker of the same service, is met with TLS.
+    pub fn forked(&mut self, object: &mut Ebpf, parent: u32, child: &mut TargetInfo) {
         self.boundary.inherit(parent, child.pid);
-        let Some(info) = self.targets.get(child.pid).filter(|info| info.tls.works) else { return };
-        let tls = if !info.speaks_tls {
-            Feature::works(LATER)
-        } else if let Err(reason) = self.openssl.inherit(object, parent, child) {
-            Feature::missing(reason)
-        } else {
-            return;
-        };
-        self.targets.update(child.pid, |info| info.tls = tls);
+        if child.tls.works && !(child.speaks_tls && self.inherits(object, parent, child)) {
+            child.tls = Feature::works(LATER);
+        }
+    }
+
+    /// Whether the child has got its parent's probes. Not if it runs another program by now, or they would kill it.
+    fn inherits(&mut self, object: &mut Ebpf, parent: u32, child: &TargetInfo) -> bool {
+        let exe = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        exe(child.pid).is_some_and(|program| exe(parent) == Some(program))
+            && filtered::refuses_return_probes(child.pid).is_none()
+            && self.openssl.inherit(object, parent, child.key).is_ok()
     }
 
     /// TLS was met at this time (ns of the kernel's clock) on a connection of a process, which may have forked or loaded its
-    /// library since it was looked at. Whether it is followed.
-    pub fn met_tls(&mut self, object: &mut Ebpf, pid: u32, time: u64) -> bool {
+    /// library since it was looked at. Whether it is followed. `beat` is called before each process that may let us wait.
+    pub fn met_tls(&mut self, object: &mut Ebpf, pid: u32, time: u64, beat: impl Fn()) -> bool {
         let Some(info) = self.targets.get(pid) else { return false };
-        let key = info.key;
         if !info.speaks_tls {
-            self.speaks_tls(object, info);
+            self.targets.update(pid, |info| info.speaks_tls = true);
+            let whose = self.eldest(info.clone());
+            let mut siblings = self.targets.list();
+            siblings.retain(|each| each.pid != pid && self.eldest(each.clone()) == whose);
+            for worker in siblings {
+                self.targets.update(worker.pid, |info| info.speaks_tls = true);
+                // The others do not map it; should one serve TLS later, it comes by here itself.
+                if worker.tls.works {
+                    beat();
+                    self.tls_now(object, &worker);
+                }
+            }
         }
-        let Some(since) = self.openssl.since(key) else { return false };
-        if since > time {
+        // Once: where it fails, the name of the protocol stays.
+        if !info.other_protocols.contains(&Protocol::Tls.name()) {
+            beat();
+            self.tls_now(object, &info);
+        }
+        let since = self.openssl.since(info.key);
+        // One that has ended may have been followed, and its last connections not.
+        if since.map_or(info.tls.works, |since| since > time) {
             self.targets.count_early();
         }
-        true
+        since.is_some()
     }
 
-    /// All workers of a service get their probes.
-    fn speaks_tls(&mut self, object: &mut Ebpf, info: Arc<TargetInfo>) {
-        let whose = self.eldest(info);
-        let mut service = self.targets.list();
-        service.retain(|each| self.eldest(each.clone()) == whose);
-        for worker in service {
-            let pid = worker.pid;
-            self.targets.update(pid, |info| info.speaks_tls = true);
-            if self.openssl.since(worker.key).is_none()
-                && let Ok(Ok(maps)) = PATIENCE.ask(pid, MEMORY, move || Maps::read(pid))
-            {
-                let exe = Some(Path::new(&worker.exe));
-                let tls = self.tls(object, worker.key, worker.runtime.name, exe, &maps);
-                self.targets.update(pid, |info| info.tls = tls);
-            }
+    /// A process gets its probes, if it has none.
+    fn tls_now(&mut self, object: &mut Ebpf, info: &TargetInfo) {
+        let pid = info.pid;
+        if self.openssl.since(info.key).is_none()
+            && let Ok(Ok(maps)) = PATIENCE.ask(pid, MEMORY, move || Maps::read(pid))
+        {
+            let tls = self.tls(object, info.key, info.runtime.name, Some(Path::new(&info.exe)), &maps);
+            self.targets.update(pid, |info| info.tls = tls);
         }
     }
 

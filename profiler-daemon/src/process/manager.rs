@@ -210,7 +210,8 @@ impl Manager {
                 }
             }
             Message::Protocol { pid, protocol, time } => {
-                if protocol == Protocol::Tls && self.attaching.met_tls(&mut self.object, pid, time) {
+                let beat = || self.pulse.iter().for_each(Pulse::beat);
+                if protocol == Protocol::Tls && self.attaching.met_tls(&mut self.object, pid, time, beat) {
                     return;
                 }
                 self.roster.targets.update(pid, |info| {
@@ -344,11 +345,11 @@ impl Manager {
         info.key = key;
         let ready = (info.interpreter_stacks.works || info.runtime.name != "python")
             && self.roster.inherited(parent, child);
+        self.attaching.forked(&mut self.object, parent, &mut info);
         self.roster.enter(info);
         if let Some(unwinding) = &self.unwinding {
             unwinding.forked(parent, child);
         }
-        self.attaching.forked(&mut self.object, parent, key);
         if !ready {
             self.pending.begin(key, Instant::now());
         }

@@ -128,8 +128,10 @@ impl Patience {
             Err(Empty::Timeout) => {
                 let mut state = self.lock();
                 // Decided under the lock that the job takes at its end: it is either here, or will find itself left.
-                if let Ok(found) = answer.take(Some(Duration::ZERO)) {
-                    return Ok(found);
+                match answer.take(Some(Duration::ZERO)) {
+                    Ok(found) => return Ok(found),
+                    Err(Empty::Closed) => return Err(Unanswered::Failed),
+                    Err(Empty::Timeout) => {}
                 }
                 left.store(true, Relaxed);
                 WORKER.with_borrow_mut(Option::take);

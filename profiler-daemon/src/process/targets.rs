@@ -117,8 +117,8 @@ impl Targets {
         });
     }
 
-    /// Connections with TLS that began before their process had the probes that see within. At least one request of each
-    /// is not seen.
+    /// Connections with TLS that began before their process had the probes that see within. Requests of theirs may not have
+    /// been seen.
     pub fn early(&self) -> u64 {
         self.read(|t| t.early)
     }

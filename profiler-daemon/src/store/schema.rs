@@ -18,7 +18,7 @@ const FILE: &str = "reqprof.db";
 /// Quarantined files that are kept, if all of them are no more than half of what the store may have.
 const KEPT_QUARANTINED: usize = 3;
 /// The pages that the writer keeps in memory, KiB: the hot ends of the trees and their upper levels.
-const WRITER_CACHE_KIB: i64 = 32 << 10;
+const WRITER_CACHE_KIB: i64 = 24 << 10;
 
 /// `requests` is clustered by start, so that the newest are read and the oldest deleted in one place. Ids are 12 bytes
 /// and in the order of starts as well. `profile` is the row of `profiles`.

@@ -89,17 +89,29 @@ pub enum Says {
     There,
 }
 
-/// The thread's entry, which is made if it has none. A live map value, which only programs of the current thread use.
+/// The thread's entry. A live map value, which only programs of the current thread use. One that it does not have is made
+/// if it is `wanted`.
 #[inline(always)]
-fn entry(tid: u32) -> Option<*mut Thread> {
+fn entry(tid: u32, wanted: bool) -> Option<*mut Thread> {
     if let Some(thread) = TLS_THREADS.get_ptr_mut(tid) {
         return Some(thread);
     }
-    if TLS_THREADS.insert(tid, Thread::default(), 0).is_err() {
-        count(Stat::TlsFull);
+    if !wanted {
         return None;
     }
+    tls_thread_begins(tid.into());
     TLS_THREADS.get_ptr_mut(tid)
+}
+
+/// Makes the thread's entry. The result says nothing. Like [`super::connection::connection_begins`] it is a function of its
+/// own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tls_thread_begins(tid: u64) -> u64 {
+    if TLS_THREADS.insert(tid as u32, Thread::default(), 0).is_err() {
+        count(Stat::TlsFull);
+    }
+    0
 }
 
 /// A call of a session begins.
@@ -107,7 +119,7 @@ fn entry(tid: u32) -> Option<*mut Thread> {
 pub fn enter(ctx: &ProbeContext, direction: u16, says: Says) -> u32 {
     let (Some(ssl), Some(buffer)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) else { return 0 };
     let moved = if says == Says::There { ctx.arg::<u64>(3).unwrap_or(0) } else { 0 };
-    let Some(thread) = entry(ids().tid) else { return 0 };
+    let Some(thread) = entry(ids().tid, true) else { return 0 };
     // SAFETY: see `entry`.
     let thread = unsafe { &mut *thread };
     (thread.ssl, thread.buffer, thread.moved) = (ssl, buffer, moved);
@@ -279,9 +291,7 @@ fn carries_tls(conn: Shared) -> bool {
 #[inline(always)]
 pub fn received(flow: &Flow, conn: Option<Shared>) {
     let conn = conn.filter(|conn| carries_tls(*conn));
-    let tid = flow.ids.tid;
-    let thread = if conn.is_some() { entry(tid) } else { TLS_THREADS.get_ptr_mut(tid) };
-    let Some(thread) = thread else { return };
+    let Some(thread) = entry(flow.ids.tid, conn.is_some()) else { return };
     // SAFETY: see `entry`.
     let thread = unsafe { &mut *thread };
     match conn {

@@ -92,9 +92,10 @@ impl Code {
 }
 
 /// Whether an object has references, by the first word of it (Include/object.h): a count in 32 bits, of which 3.14 uses the
-/// upper 16 for flags and all versions give immortal objects a value of their own. Both allocators put their lists of free
-/// memory there: 0, or the address of the next block, which lies above 4 GiB. Where it does not (malloc in a program at a
-/// fixed address), a second word of theirs lies where the type was.
+/// upper 16 for flags and all versions give immortal objects a value of their own. Allocators put their lists of free memory
+/// there: 0, or (glibc since 2.32 in disguise) the address of the next block, which lies above 4 GiB. Where it does not
+/// (malloc in a program at a fixed address) glibc since 2.29 has a word of its own where the type was; an older one's dead
+/// are not told from the living there.
 fn is_alive(references: u64) -> bool {
     references as u32 != 0 && (references >> 32) as u16 == 0
 }
