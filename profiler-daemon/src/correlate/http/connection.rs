@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::head::Method;
 use super::inbound::Input;
 use super::outbound::Output;
 use super::partial::Partial;
@@ -44,6 +45,8 @@ pub struct Open {
     /// The latest of its activations.
     pub activation: u64,
     pub head: Option<RequestHead>,
+    /// Of a head that was cut within its path, which says how the response ends.
+    pub method: Option<Method>,
     pub request_bytes: u64,
     pub response_bytes: u64,
     /// First and last byte of the final response.
@@ -291,7 +294,9 @@ impl Connection {
 
     /// Keeps what a partial head tells, mostly its request line.
     pub(super) fn cut_head(&mut self, open: &mut Open, remark: &'static str) {
-        open.head = head::parse_request(&self.request.take(), false).ok();
+        let bytes = self.request.take();
+        open.head = head::parse_request(&bytes, false).ok();
+        open.method = head::method_of(&bytes);
         open.remark = Some(remark);
     }
 

@@ -236,6 +236,11 @@ fn split_request_line(line: &[u8]) -> Result<(&[u8], &[u8], u8), BadLine> {
     }
 }
 
+/// The method of a request of which that much is there.
+pub fn method_of(bytes: &[u8]) -> Option<Method> {
+    Method::parse(&bytes[..memchr(b' ', bytes)?])
+}
+
 /// A request line whose end is not there. Its target will do if what is missing of it is not part of the path.
 fn split_cut_line(line: &[u8]) -> Result<(&[u8], &[u8]), BadLine> {
     let (method, target) = memchr(b' ', line).map(|at| line.split_at(at)).ok_or(BadLine::Malformed)?;

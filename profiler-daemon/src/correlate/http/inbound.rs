@@ -240,6 +240,7 @@ impl Connection {
             tid,
             activation,
             head: None,
+            method: None,
             request_bytes: bytes,
             response_bytes: 0,
             first_out: None,

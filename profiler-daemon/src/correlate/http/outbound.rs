@@ -5,7 +5,7 @@ use super::head::{self, Framing, Method};
 use super::inbound::Input;
 use super::partial::Progress;
 use super::tail::Ending;
-use super::{Event, Piece, Sink, note};
+use super::{Event, Piece, Sink, TAIL_MAX, note};
 use crate::record::Outcome;
 
 /// What the next sent byte is.
@@ -28,7 +28,12 @@ pub enum Output {
 impl Connection {
     pub(super) fn send(&mut self, piece: &Piece<'_>, sink: Sink<'_>) {
         self.forget_maybe();
-        let tail = &piece.tail[..usize::from(piece.tail_len).min(piece.tail.len())];
+        // The tail is that of the whole write, of which a head may be one element.
+        let tail = if piece.captured.len() as u64 == piece.advance {
+            &piece.captured[piece.captured.len().saturating_sub(TAIL_MAX)..]
+        } else {
+            &piece.tail[..usize::from(piece.tail_len).min(piece.tail.len())]
+        };
         self.tail.push(tail, piece.advance);
         let mut seen = piece.captured;
         let mut hidden = piece.advance.saturating_sub(seen.len() as u64);
@@ -40,7 +45,8 @@ impl Connection {
                 // A response to what was not seen: from here on the next request meets its own.
                 match &mut self.doubt {
                     Some(doubt) => doubt.settled = true,
-                    None if self.proven => sink(Event::Unowned),
+                    // What another protocol says answers no request.
+                    None if self.proven && self.input != Input::Foreign => sink(Event::Unowned),
                     None => {}
                 }
                 return;
@@ -146,7 +152,7 @@ impl Connection {
         }
         first.status = Some(status);
         first.streaming = response.event_stream;
-        let method = first.head.as_ref().map(|head| &head.method);
+        let method = first.head.as_ref().map(|head| &head.method).or(first.method.as_ref());
         let tunnel = method == Some(&Method::Connect) && (200..300).contains(&status);
         if status == 101 || tunnel {
             self.finish(Outcome::Upgraded, None, sink);

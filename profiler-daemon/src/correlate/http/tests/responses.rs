@@ -65,12 +65,82 @@ fn upgrade_ends_http() {
     run.gives(&["GET /ws 101 upgraded 10..20"]);
     assert!(run.connection.is_over());
 
+    // What the other protocol says is nobody's answer, also in the same write.
+    let mut run = Run::new();
+    run.input("GET /ws HTTP/1.1\r\nUpgrade: websocket\r\n\r\n");
+    run.output(b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x02hi").output(b"\x81\x02ho").close();
+    run.gives(&["GET /ws 101 upgraded 10..20"]);
+    assert_eq!(run.log, ["start 0 at 10 in 1"]);
+
     let mut run = Run::new();
     run.input("CONNECT db:5432 HTTP/1.1\r\n\r\n").output("HTTP/1.1 200 OK\r\n\r\n").input("\x16\x03").close();
     run.gives(&["CONNECT db:5432 200 upgraded 10..20"]);
     let mut run = Run::new();
     run.input("CONNECT db:5432 HTTP/1.1\r\n\r\n").output(OK.replace("200", "403")).input(GET).output(OK);
     run.gives(&["CONNECT db:5432 403 complete 10..20", "GET /a 200 complete 30..40"]);
+}
+
+/// Of a write of several buffers the kernel side takes the tail at its end only.
+#[test]
+fn a_head_and_its_only_chunk_in_two_buffers_of_one_write() {
+    let mut run = Run::new();
+    run.input(GET);
+    run.time += 10;
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut pieces = run.kernel.transfer(Direction::Out, head.as_bytes(), run.time, THREAD);
+    assert_eq!((pieces.len(), pieces[0].bytes.len()), (1, head.len()));
+    pieces[0].tail.clear();
+    pieces.extend(run.kernel.transfer(Direction::Out, b"0\r\n\r\n", run.time, THREAD));
+    run.feed(pieces).close().gives(&["GET /a 200 complete 10..20"]);
+}
+
+/// By sendfile: nothing of a body is in memory.
+#[test]
+fn bodies_that_are_no_bytes_of_the_process() {
+    let mut run = Run::new();
+    let sent = |run: &mut Run, bytes: &[u8]| {
+        run.time += 10;
+        let mut pieces = run.kernel.transfer(Direction::Out, bytes, run.time, THREAD);
+        pieces.iter_mut().for_each(|piece| piece.tail.clear());
+        run.feed(pieces);
+    };
+    run.input(GET).output("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
+    sent(&mut run, &[0; 60]);
+    sent(&mut run, &[0; 40]);
+    run.gives(&["GET /a 200 complete 10..40"]);
+    run.input(GET).output("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").output("64\r\n");
+    sent(&mut run, &[0; 100]);
+    run.output("\r\n0\r\n\r\n").act(Connection::flush);
+    assert_eq!(run.lines()[1..], ["GET /a 200 complete 50..90"]);
+}
+
+/// It was cut before its path was over, but says that no body follows the answer.
+#[test]
+fn a_long_head_request_has_no_body_in_its_answer() {
+    let mut run = Run::new();
+    run.input(format!("HEAD /{} HTTP/1.1\r\n\r\n", "x".repeat(5000)));
+    run.output("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n").input(GET).output(OK);
+    run.gives(&["? 200 complete 10..20", "GET /a 200 complete 30..40"]);
+}
+
+#[test]
+fn an_interim_response_and_the_final_one_in_one_write() {
+    let mut run = Run::new();
+    run.input(GET).output(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{OK}"));
+    run.gives(&["GET /a 200 complete 10..20"]);
+    assert_eq!(run.done[0].first_out, Some(20));
+}
+
+#[test]
+fn a_reset_within_chunks() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut run = Run::new();
+    run.input(GET).output(format!("{head}5\r\nhel")).reset();
+    run.gives(&["GET /a 200 aborted 10..20"]);
+    assert_eq!(run.done[0].note, Some(note::RESPONSE_CUT));
+    let mut run = Run::new();
+    run.input(GET).output(format!("{head}0\r\n\r\n")).reset();
+    run.gives(&["GET /a 200 complete 10..20"]);
 }
 
 #[test]
