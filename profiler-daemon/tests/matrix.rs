@@ -123,17 +123,34 @@ fn check(name: &str, cell: &Cell) {
 /// waits for the other are no work for anybody.
 #[test]
 fn nginx_in_front_of_gunicorn() {
-    const NAME: &str = "nginx_in_front_of_gunicorn";
-    let Some(python) = support::any_python(NAME) else { return };
+    behind_nginx("nginx_in_front_of_gunicorn", false);
+}
+
+/// The same where nginx ends TLS.
+#[test]
+fn nginx_with_tls_in_front_of_gunicorn() {
+    behind_nginx("nginx_with_tls_in_front_of_gunicorn", true);
+}
+
+fn behind_nginx(name: &str, tls: bool) {
+    let Some(python) = support::any_python(name) else { return };
     let folder = tempfile::tempdir().expect("a directory");
     let at = |name: &str| folder.path().join(name);
+    let (files, trust) = tls::certificate(folder.path());
+    let trust = tls.then_some(trust);
+    let ends_tls = format!(
+        "ssl_certificate {}; ssl_certificate_key {};",
+        files.certificate.display(),
+        files.key.display()
+    );
+    let (ssl, ends_tls) = if tls { (" ssl", ends_tls.as_str()) } else { ("", "") };
     let (socket, config, port) = (at("gunicorn.sock"), at("nginx.conf"), free_port());
     let text = format!(
         "daemon off; worker_processes 1; pid {pid}; error_log {log};\n\
          events {{ worker_connections 256; }}\n\
          http {{ access_log off; client_max_body_size 10m; client_body_temp_path {body}; proxy_temp_path {proxy};\n\
          fastcgi_temp_path {other}; uwsgi_temp_path {other}; scgi_temp_path {other};\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://unix:{socket}; }} }} }}\n",
+         server {{ listen 127.0.0.1:{port}{ssl}; {ends_tls} location / {{ proxy_pass http://unix:{socket}; }} }} }}\n",
         pid = at("pid").display(),
         log = at("error.log").display(),
         body = at("body").display(),
@@ -150,15 +167,15 @@ fn nginx_in_front_of_gunicorn() {
     let mut front = Command::new("nginx");
     front.arg("-c").arg(&config).stdin(Stdio::null()).stderr(Stdio::null());
     if let Err(error) = Command::new("nginx").arg("-v").stderr(Stdio::null()).status() {
-        return skip(NAME, format!("no nginx: {error}"));
+        return skip(name, format!("no nginx: {error}"));
     }
     let front = Group::spawn(&mut front);
     wait_for("nginx to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-    Client::new(port).request("GET", "/burn/1000000", b"").expect("an answer");
+    Client::trusting(port, trust.clone()).request("GET", "/burn/1000000", b"").expect("an answer");
     let pids = [front.pid().to_string(), behind.pid().to_string()];
     let daemon = Daemon::start(&["--pid", &pids[0], "--pid", &pids[1], "--freq", "999"]);
     let body = |round: usize| vec![b'x'; if round % 5 == 1 { 200_000 } else { 0 }];
-    let done = burned::load(port, None, (CLIENTS, ROUNDS), &["burn"], body);
+    let done = burned::load(port, trust, (CLIENTS, ROUNDS), &["burn"], body);
     assert!(done.iter().all(|exchange| exchange.status == 200));
     let all = wait_for("all of both", || {
         Some(daemon.records("")).filter(|records| records.len() >= 2 * done.len())
@@ -178,8 +195,9 @@ fn nginx_in_front_of_gunicorn() {
         let bytes = (record["request_bytes"].as_u64(), record["response_bytes"].as_u64());
         assert_eq!(bytes, (Some(exchange.sent), Some(exchange.received)), "{record:#}");
         assert_eq!((&record["status"], &record["attribution"]), (&200.into(), &"none".into()), "{record:#}");
+        assert_eq!(record["boundary"], if tls { "tls" } else { "uprobe" }, "{record:#}");
     }
-    burned::nearly_all(NAME, &burned::seen(&daemon, &of_behind, &done, "thread", &[]));
+    burned::nearly_all(name, &burned::seen(&daemon, &of_behind, &done, "thread", &[]));
 }
 
 /// One thread runs all JavaScript. A request whose work is done in one go may have its samples; whatever waits has none.

@@ -269,6 +269,7 @@ fn late_records_of_a_descriptors_former_use_change_nothing() {
     stage.accept(1, 5);
     stage.request(1, 10, 5, "/a").samples(1, 10, 1);
     stage.close_as(10, former);
+    stage.output_as(11, former, "the end of what was said there");
     stage.samples(1, 10, 1).output(1, 10, 5, OK).close(1, 10, 5);
     stage.gives(&["/a Complete 2 after 0"]);
 }

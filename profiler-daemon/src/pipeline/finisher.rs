@@ -321,6 +321,7 @@ impl Finisher {
             }
         };
         let builder = builder.filter(|builder| finished.attributed && builder.samples() > 0);
+        let streaming = finished.exchange.streaming;
         let mut record = self.record(finished, builder.as_ref(), service);
         if !self.settings.routes.is_empty()
             && !record.route.as_deref().is_some_and(|route| self.settings.routes.matches(route))
@@ -337,7 +338,11 @@ impl Finisher {
         }
         let profile = builder.filter(|_| keep).map(|builder| Arc::new(builder.finish(record.duration_ns)));
         record.profile = profile.is_some();
-        self.metrics.observe(&record);
+        if streaming {
+            self.metrics.observe_stream(&record);
+        } else {
+            self.metrics.observe(&record);
+        }
         if let Some(observer) = &mut self.observer {
             observer(&record, profile.as_ref());
         }

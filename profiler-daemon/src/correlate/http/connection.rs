@@ -31,6 +31,8 @@ pub struct Connection {
     pub(super) doubt: Option<Doubt>,
     /// A request head was read, so this is HTTP.
     pub(super) proven: bool,
+    /// The kernel side saw something begin, or records of that may be lost. What does not begin it leaves alone for good.
+    pub(super) begun: bool,
     /// The client once sent a request before the previous response was over.
     pub(super) pipelined: bool,
     last_activity: u64,
@@ -115,6 +117,7 @@ impl Connection {
             tail: Tail::default(),
             doubt: None,
             proven: false,
+            begun: false,
             pipelined: false,
             last_activity: 0,
         }
@@ -126,6 +129,7 @@ impl Connection {
         if self.input == Input::Foreign {
             return;
         }
+        self.begun |= piece.begins || piece.lost > 0;
         if piece.lost > 0 {
             self.lose(piece.lost);
         }

@@ -149,6 +149,11 @@ impl Connection {
                 self.verdict(Protocol::Tls, sink);
                 return &[];
             }
+            if !self.begun {
+                // A request that it does not take for one: nothing more will be told of the connection.
+                self.verdict(Protocol::NotHttp, sink);
+                return &[];
+            }
             if let Some(end) = proxy_line(seen) {
                 return &seen[end..];
             }

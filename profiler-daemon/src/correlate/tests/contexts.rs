@@ -27,6 +27,35 @@ fn interleaved_requests_have_their_own() {
     assert!(stage.finished.iter().all(|done| done.by_context));
 }
 
+/// A thousand at a time, in turns of another order each.
+#[test]
+fn a_thousand_interleaved_requests_have_their_own() {
+    const ALL: u32 = 1_000;
+    let mut stage = Stage::new();
+    for fd in 0..ALL {
+        stage.accept(1, fd).looped(1, 10, fd, &format!("/{fd}"));
+    }
+    for turn in 1..=3 {
+        for n in 0..ALL {
+            // 7, 11 and 13 have no factor with 1,000 in common: each is met once a turn.
+            let fd = n * [7, 11, 13][turn - 1] % ALL;
+            let mark = stage.mark_of(1, fd);
+            stage.in_context(1, 10, mark, u64::from(fd % 3));
+        }
+    }
+    for n in 0..ALL {
+        stage.output(1, 10, n * 17 % ALL, OK);
+    }
+    stage.wait(1_000_000_000);
+    assert_eq!(stage.finished.len(), ALL as usize);
+    for done in &stage.finished {
+        let path = &done.exchange.head.as_ref().expect("seen").path;
+        let fd: u64 = path[1..].parse().expect("a number");
+        let samples = stage.samples.get(&done.key).map_or(0, Vec::len) as u64;
+        assert_eq!((done.attributed, samples), (true, 3 * (fd % 3)), "{path}");
+    }
+}
+
 /// A background task goes on under the mark of a request that is long over, while others are open on its connection.
 #[test]
 fn what_outlives_its_request_is_nobody_elses() {

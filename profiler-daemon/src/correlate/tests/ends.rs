@@ -200,3 +200,24 @@ fn threads_that_are_gone_make_room() {
     stage.finished.retain(|done| done.exchange.head.as_ref().is_some_and(|head| &*head.path != "/fill"));
     stage.gives(&["/refused Complete none", "/room Complete 3 after 0", "/long Complete 2 after 0"]);
 }
+
+/// A call that would wait, or was interrupted, is made again.
+#[test]
+fn calls_that_are_made_again_change_nothing() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).request(1, 10, 5, "/a").samples(1, 10, 1);
+    stage.output(1, 10, 5, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
+    stage.fails(1, 10, 5, libc::EAGAIN).fails(1, 10, 5, libc::EINTR).samples(1, 10, 2);
+    stage.output(1, 10, 5, "k").close(1, 10, 5);
+    stage.gives(&["/a Complete 3 after 0"]);
+}
+
+/// A parent accepts, its child serves: the child's part of the connection was not seen to begin.
+#[test]
+fn a_connection_that_a_child_takes_over() {
+    let mut stage = Stage::new();
+    stage.accept(1, 5).fork(1, 2).close(1, 1, 5).known(2, 5);
+    stage.input(2, 20, 5, &GET.replace("PATH", "/a"), flags::NEW_ACTIVATION | flags::UNSEEN_ACCEPT);
+    stage.samples(2, 20, 2).output(2, 20, 5, OK).close(2, 20, 5);
+    stage.gives(&["/a Complete 2 after 0"]);
+}

@@ -239,6 +239,12 @@ impl Stage {
         self.event(&Event::Data { data, captured: &[] })
     }
 
+    /// As `output`, by a call on the descriptor's former connection that returns late.
+    pub fn output_as(&mut self, tid: u32, conn: ConnId, bytes: &str) -> &mut Self {
+        let data = Data { conn, ..self.data(conn.pid, tid, conn.fd, true, bytes, 0) };
+        self.event(&Event::Data { data, captured: &[] })
+    }
+
     pub fn mark(&self, tid: u32) -> u64 {
         self.active.get(&tid).copied().unwrap_or_default()
     }

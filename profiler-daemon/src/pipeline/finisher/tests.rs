@@ -71,6 +71,24 @@ fn a_short_request_keeps_its_cpu_time_and_says_why_it_has_no_profile() {
     assert_eq!((routes[0].sampled_cpu_ns, routes[0].samples), (Some(123), 2));
 }
 
+/// How long somebody listens is no latency.
+#[test]
+fn a_stream_of_events_is_counted_and_in_no_histogram() {
+    let mut finisher = bare();
+    finisher.recorded = true;
+    let Message::Finished(mut stream) = finished(2, 7) else { unreachable!() };
+    stream.exchange.streaming = true;
+    finisher.message(finished(1, 7));
+    finisher.message(Message::Finished(stream));
+    let text = finisher.metrics.encode(crate::serve::metrics::Encoding::Prometheus, None);
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).expect("a line");
+        line.rsplit(' ').next().expect("a value").to_owned()
+    };
+    assert_eq!(value("http_server_request_duration_seconds_count"), "1");
+    assert_eq!(value("reqprof_requests_total{outcome=\"incomplete\"}"), "2");
+}
+
 #[test]
 fn a_request_waits_until_its_process_is_decided_upon() {
     let dir = tempfile::tempdir().unwrap();

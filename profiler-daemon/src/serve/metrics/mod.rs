@@ -172,6 +172,11 @@ impl Metrics {
         }
     }
 
+    /// Counts a finished stream of events. How long its client listened says nothing of how long its server takes.
+    pub fn observe_stream(&self, record: &RequestRecord) {
+        self.requests.add(&[record.outcome.name()], 1.0);
+    }
+
     pub fn set_samples(&self, total: u64) {
         self.samples.set(&[], float(total));
     }

@@ -79,6 +79,11 @@ fn what_is_not_http() {
         (b"GET / HTTP/3.0\r\n\r\n", Protocol::NotHttp),
         (b"AMQP\x00\x00\x09\x01", Protocol::NotHttp),
         (b"*1\r\n$4\r\nPING\r\n", Protocol::NotHttp),
+        // Requests of a kind, which the kernel side does not follow.
+        (b"get /x HTTP/1.1\r\n\r\n", Protocol::NotHttp),
+        (b"G3T /x HTTP/1.1\r\n\r\n", Protocol::NotHttp),
+        (b"DELETE x HTTP/1.1\r\n\r\n", Protocol::NotHttp),
+        (b"\nGET /x HTTP/1.1\r\n\r\n", Protocol::NotHttp),
     ] {
         let mut run = Run::new();
         run.input(bytes).input(GET).output(OK).close();
