@@ -174,10 +174,17 @@ fn workers_that_are_forked() {
     group.signal(libc::SIGTTIN);
     wait_for("another worker", || (targets(&daemon, "tls").contains("when TLS is met")).then_some(()));
     let ask = |n| Client::trusting(port, Some(trust.clone())).request("GET", &format!("/a/{n}"), b"");
-    let done: Vec<Exchange> = (0..40).map(|n| ask(n).expect("an answer")).collect();
+    let mut done: Vec<Exchange> = Vec::new();
+    for n in 0..40 {
+        done.push(ask(n).expect("an answer"));
+        // Those that are there now have theirs, since TLS was met.
+        wait_for("probes in all workers", || {
+            let tls = targets(&daemon, "tls");
+            (!tls.contains("when TLS is met")).then_some(())
+        });
+    }
     let workers: BTreeSet<u64> = done.iter().map(|exchange| exchange.number("x-pid")).collect();
     assert!(workers.len() >= 5, "{workers:?}");
-    daemon.record_of(done[done.len() - 1].path());
     let (records, early) = wait_for("all to be recorded or counted", || {
         let status = daemon.status();
         let early = status["lost"]["manager.tls_connection_early"].as_u64().expect("a number");
